@@ -23,7 +23,6 @@ setup(
     license_files=['LICENSE'],
     packages=find_packages(include=[cfg['lib_path'], f"{cfg['lib_path']}.*"]),
     package_data={cfg['lib_name']: ['assets/*']},
-    include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg['requirements']),
     extras_require=extras,

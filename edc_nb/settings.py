@@ -127,11 +127,11 @@ class AugmentSettings(Settings):
         if len(self.crop_scale) != 2 or self.crop_scale[0] > self.crop_scale[1] or self.crop_scale[1] <= 0:
             raise EdcError(f"augment.crop_scale: got {list(self.crop_scale)}, expected [smallest, largest] with 0 < smallest <= largest <= 1")
 
-# %% ../nbs/00_settings.ipynb #7b5ca949
+# %% ../nbs/00_settings.ipynb #61281a41
 @dataclass(frozen=True)
 class SqueezeSettings(Settings):
     "Training the observers on the real data (also used for the full-data reference student)."
-    epochs:int = knob(10, 'passes over the training data', lo=1)
+    epochs:int = knob(10, 'passes over the training data; 0 takes the starting weights as they are', lo=0)
     keep_epoch:int = knob(0, 'keep the weights after this epoch; 0 keeps the last', lo=0,
                           paper='the authors\' scripts keep epoch 1 of 5 on CIFAR-10')
     start:str = knob('scratch', 'scratch, or ImageNet weights where torchvision has them', choices=('scratch', 'pretrained'))
@@ -174,12 +174,13 @@ class MatchingSettings(Settings):
     stat_ema_reset:str = knob('batch', 'start it anew with each synthesis batch, or never', choices=('batch', 'never'))
     stat_group:int = knob(0, 'images that form one batch statistic (a GPU\'s share); 0 takes the whole batch', lo=0)
 
-# %% ../nbs/00_settings.ipynb #318d7985
+# %% ../nbs/00_settings.ipynb #a8fb0aeb
 @dataclass(frozen=True)
 class InitializeSettings(Settings):
     "Where the synthetic images start."
     method:str = knob('real', 'name of a registered initialisation')
     replacement:bool = knob(False, 'draw real images with replacement')
+    flip:float = knob(0.5, 'probability of mirroring a real image', lo=0.0, hi=1.0)
     factor:int = knob(1, 'RDED: a mosaic of factor by factor crops', lo=1, hi=8)
     candidates:int = knob(300, 'RDED: images looked at per class', lo=1)
     crops:int = knob(5, 'RDED: crops tried per image', lo=1)
@@ -226,7 +227,7 @@ class RelabelSettings(Settings):
     teacher_batch:int = knob(1000, 'views labelled in one forward pass', lo=1)
     bn:str = knob('eval', 'batch norm of the teachers: running buffers, or the batch\'s own statistics', choices=('eval', 'batch'))
 
-# %% ../nbs/00_settings.ipynb #5feabc97
+# %% ../nbs/00_settings.ipynb #9a9b0502
 @dataclass(frozen=True)
 class EvaluateSettings(Settings):
     "Training a student on the condensed set (Tables 6-10, right halves)."
@@ -243,7 +244,8 @@ class EvaluateSettings(Settings):
     schedule:str = knob('smoothing', 'name of a registered schedule')
     zeta:float = knob(2.0, 'smoothing: the cosine runs over zeta times the epochs', lo=1.0, paper='Sec. 3.2, Table 3')
     milestones:tuple[float,...] = knob((0.8, 0.9, 0.95), 'multistep: shares of the epochs at which the rate falls', lo=0.0, hi=1.0)
-    gamma:float = knob(0.5, 'multistep, alrs: factor by which the rate falls', lo=0.0, hi=1.0)
+    gamma:float = knob(0.5, 'multistep: factor by which the rate falls at each milestone', lo=0.0, hi=1.0)
+    alrs_gamma:float = knob(0.9975, 'alrs: factor by which the rate falls in each quiet epoch', lo=0.0, hi=1.0, paper='Table 15')
     ema_rate:float = knob(0.99, 'EMA evaluation; 0 evaluates the raw student', lo=0.0, hi=0.99999)
     ema_buffers:str = knob('raw', 'batch-norm buffers of the EMA student: the raw student\'s, averaged, or recalibrated',
                            choices=('raw', 'ema', 'recalibrated'))

@@ -19,7 +19,7 @@ def execute(path, timeout=900):
     "Run one notebook in a fresh kernel, in its own folder; raises at the first failing cell."
     nb = nbformat.read(path, as_version=4)
     nb.metadata['kernelspec'] = dict(display_name='python3', language='python', name='python3')
-    NotebookClient(nb, timeout=timeout, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()
+    NotebookClient(nb, timeout=timeout, coalesce_streams=True, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()
     for cell in nb.cells:
         if cell.cell_type == 'code':
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get('data', {}) and o.get('name') != 'stderr']
