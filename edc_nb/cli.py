@@ -31,7 +31,7 @@ def main(
         print("edc: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
 
-# %% ../nbs/15_cli.ipynb #4b0a13bb
+# %% ../nbs/15_cli.ipynb #62f504fe
 _device = typer.Option('auto', help="auto (CUDA where there is one), cpu, cuda, cuda:1, mps")
 _data = typer.Option(None, help="where the images are: an image folder, Hugging Face parquet files, or a known archive; not needed for digits, nor where a dataset can be downloaded")
 _set = typer.Option(None, '--set', metavar='ROOM.FIELD=VALUE', help="change a setting, e.g. synthesize.iterations=50; may be repeated (`edc recipes NAME` lists all settings)")
@@ -58,7 +58,7 @@ def _recipe(name, dataset, ipc, changes, data): # a named recipe, or one from a 
 
 def _own_size(dataset, data): # the size of a user's own images decides which settings suit them
     from edc_nb.data import dataset_names, native_size
-    return None if dataset in dataset_names() else native_size(data)
+    return None if dataset in dataset_names() else native_size(dataset, data)
 
 # %% ../nbs/15_cli.ipynb #e8aed7ea
 @app.command(help="Condense a dataset and evaluate students on the result. Stopped runs go on when the same command is given again.")

@@ -52,7 +52,7 @@ def _needed(r): # the observers that take part
     syn = set(r.synthesize.observers) if r.synthesize.iterations else set()
     return syn | (set(r.relabel.observers) if r.relabel.labels == 'soft' else set()) | ({r.initialize.observer} if r.initialize.method == 'rded' else set())
 
-# %% ../nbs/14_pipeline.ipynb #aaf48293
+# %% ../nbs/14_pipeline.ipynb #bd644eb7
 def stage_key(
     stage:str,     # the stage's name
     inputs,        # all that its result depends on
@@ -71,7 +71,7 @@ class Chain:
         weights:dict=None,         # observers trained elsewhere: name -> file
     ):
         self.r, self.dataset, self.store, self.run, self.seed, self.weights = r, dataset, store, run, seed, dict(weights or {})
-        self.costs, self._loaded = {}, {}
+        self.costs, self._observers = {}, {}
         self.data_key = dict(hash=dataset.hash, mean=list(dataset.mean), std=list(dataset.std), size=dataset.size, precision=run.precision)
 
     def _stage(self, stage, inputs, make, save, load, label=None):
@@ -95,16 +95,18 @@ class Chain:
 
     def observer(self, name):
         "`(model, card)` of an observer; weights given from outside are checked against the data."
-        if name not in self._loaded:
+        if name not in self._observers:
             def make(ck):
                 if name in self.weights: return self._foreign(name)
                 return train_observer(name, self.dataset, self.r.squeeze, seed=self.seed, run=self.run, checkpoint=ck)
-            def save(result, folder): save_weights(result[0], folder / 'weights.safetensors', dict(name=name, num_classes=self.dataset.num_classes, size=self.dataset.size, card=result[1]))
+            def save(result, folder): save_weights(result[0], folder / 'weights.safetensors', dict(card=result[1]))
             def load(folder):
                 model, meta = load_weights(folder / 'weights.safetensors', name, self.dataset.num_classes, self.dataset.size)
                 return model.to(self.run.device).eval().requires_grad_(False), meta['card']
-            (self._loaded[name], _) = self._stage('observer', self.observer_key(name), make, save, load, name)
-        return self._loaded[name]
+            loaded, _ = self._stage('observer', self.observer_key(name), make, save, load, name)
+            self._observers[name] = *loaded, self.costs['observer', name]
+        *loaded, self.costs['observer', name] = self._observers[name]
+        return loaded
 
     def _foreign(self, name): # weights trained elsewhere
         model, meta = load_weights(self.weights[name], name, self.dataset.num_classes, self.dataset.size)
@@ -181,7 +183,7 @@ class Chain:
         stream = self.stream(syn.images, syn.labels, seed)
         labels = self.labels(stream)
         def save(result, folder):
-            save_weights(result[0], folder / 'student.safetensors', dict(name=r.evaluate.student, num_classes=self.dataset.num_classes, size=self.dataset.size))
+            save_weights(result[0], folder / 'student.safetensors')
             write_json(folder / 'result.json', vars(result[1]))
         def load(folder):
             d = read_json(folder / 'result.json')
@@ -190,13 +192,12 @@ class Chain:
         return result, self.store.path('evaluate', key)
 
     def full_data(self, train:bool=True):
-        "Test accuracy of the student's architecture trained on all real images; None if it would have to be trained and `train` is false."
+        "Test accuracy of the student's architecture trained on all real images with hard labels (the observers' settings, `squeeze.full_epochs`, a cosine to zero); None if `train` is false and it is not in the store."
         s, name = self.r.squeeze, self.r.evaluate.student
-        if name in _needed(self.r) and s.full_epochs in (0, s.epochs): return self.observer(name)[1]['test_accuracy']
-        if not train: return None
-        epochs = s.full_epochs or s.epochs
-        inputs = dict(data=self.data_key, squeeze=vars(s) | dict(full_epochs=epochs), name=name, seed=self.seed)
-        def make(ck): return train_observer(name, self.dataset, dataclasses.replace(s, keep_epoch=0), epochs=epochs, seed=self.seed, run=self.run, checkpoint=ck)
+        s = dataclasses.replace(s, epochs=s.full_epochs or s.epochs, keep_epoch=0, full_epochs=0, schedule='cosine', slowdown=1.)    # a teacher may be left half-trained, a reference not
+        inputs = dict(data=self.data_key, squeeze=vars(s), name=name, seed=self.seed)
+        if not train and self.store.manifest('full', stage_key('full', inputs)) is None: return None
+        def make(ck): return train_observer(name, self.dataset, s, seed=self.seed, run=self.run, checkpoint=ck)
         return self._stage('full', inputs, make, lambda result, folder: write_json(folder / 'card.json', result[1]), lambda folder: read_json(folder / 'card.json'), name)[0]['test_accuracy']
 
     def ensemble(self):
@@ -348,7 +349,7 @@ def load_condensed(
     if not was: raise EdcError(f"{out} is not the folder of a run (it has no run.json)")
     return condense(from_yaml((Path(out) / 'recipe.yaml').read_text()), data or was['data'], out, device=device, seed=was['seed'], progress=progress, labels=False)
 
-# %% ../nbs/14_pipeline.ipynb #ea6ddebd
+# %% ../nbs/14_pipeline.ipynb #8229af32
 @dataclass
 class Report:
     "Records of evaluated students; see `table`."
@@ -368,7 +369,7 @@ def evaluate(
     seeds=1,                   # how many seeds, or a list of them
     *,
     changes:dict=None,         # other settings of `evaluate`, `augment` or `relabel`, e.g. `{'evaluate.zeta': 1}`
-    full_data='auto',          # the same student trained on all data: True, False, or only if an observer is that already
+    full_data='auto',          # the same student trained on all real images, as the upper mark: True, False, or only if the store has it
     ledger=None,               # a file to write records to beside the run's own
 ) -> Report:
     "Train students on a condensed set and write a record of each to the ledger. A seed has its own initial weights, order, views and labels. Finished cells are not trained again."
@@ -383,7 +384,7 @@ def evaluate(
     with _working_in(c.out):
         for seed in seeds:
             chain = Chain(r, old.dataset, old.store, old.run, old.seed, old.weights)
-            chain._loaded = old._loaded
+            chain._observers = old._observers       # networks in memory
             record = _record(chain, seed, full_data)
             for led in (own, *([Ledger(ledger)] if ledger else [])):
                 if not led.find(recipe_hash=r.hash, seed=seed, chain_seed=old.seed, data_hash=old.dataset.hash, images_hash=record['images_hash']): led.append(record)

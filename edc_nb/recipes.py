@@ -40,11 +40,11 @@ def _edc_in1k(ipc): return _observers(_in1k, tuple(o for o in _in1k if o != 'eff
     'augment.crop_scale': (.5, 1.), 'augment.randaugment': 0,
     'synthesize.iterations': 2000, 'synthesize.batch_size': 80, 'evaluate.epochs': 300, 'evaluate.batch_size': 100}
 
-# %% ../nbs/12_recipes.ipynb #e4ee7c48
+# %% ../nbs/12_recipes.ipynb #5fb69012
 def _edc_digits(ipc): return _observers(('wrn16_2', 'convnet_w32', 'convnet_d1', 'convnet_d2')) | {
-    'squeeze.epochs': 6, 'squeeze.crop_pad': 1, 'squeeze.flip': 0., 'squeeze.full_epochs': 20, 'initialize.flip': 0., 'synthesize.flip': 0., 'synthesize.iterations': 75,
+    'squeeze.epochs': 6, 'squeeze.crop_pad': 1, 'squeeze.flip': 0., 'squeeze.full_epochs': 12, 'initialize.flip': 0., 'synthesize.flip': 0., 'synthesize.iterations': 75,
     'augment.crop_scale': (.5, 1.), 'augment.flip': 0., 'augment.randaugment': 0,
-    'evaluate.student': 'wrn16_2', 'evaluate.epochs': 100, 'evaluate.batch_size': 25, 'evaluate.checks': 5}
+    'evaluate.student': 'wrn16_2', 'evaluate.epochs': 80, 'evaluate.batch_size': 25, 'evaluate.checks': 4}
 
 _edc = dict(digits=_edc_digits, cifar10=_edc_cifar10, cifar100=_edc_cifar100, tiny_imagenet=_edc_tiny, imagenet10=_edc_in10, imagenet1k=_edc_in1k)
 

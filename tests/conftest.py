@@ -1,18 +1,39 @@
 """Shared fixtures."""
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @pytest.fixture(scope='session')
 def data_root():
-    "A function from a data folder's name to its path: below $EDC_NB_DATA, else ../shared/data; skips the test where there is none."
-    roots = [Path(os.environ['EDC_NB_DATA'])] if os.environ.get('EDC_NB_DATA') else [Path(__file__).resolve().parents[2] / 'shared' / 'data']
+    """A function from a data folder's name to its path: below $EDC_NB_DATA, else ../shared/data.
+
+    Where there is none the test is skipped, or fails with EDC_NB_REQUIRE_DATA=1."""
+    root = Path(os.environ.get('EDC_NB_DATA') or ROOT.parent / 'shared' / 'data')
 
     def find(name):
-        path = roots[0] / name
+        path = root / name
         if not path.exists():
-            pytest.skip(f'needs the data folder {path} (set EDC_NB_DATA to the folder that holds {name})')
+            say = pytest.fail if os.environ.get('EDC_NB_REQUIRE_DATA') == '1' else pytest.skip
+            say(f'needs the data folder {path} (set EDC_NB_DATA to the folder that holds {name})')
         return path
     return find
+
+
+def edc_environment(**more):
+    "This process's environment for a child that runs one thread and finds this checkout first."
+    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])), **more}
+
+
+@pytest.fixture
+def edc(tmp_path):
+    "A function that runs `edc ARGS...` in tmp_path: its CompletedProcess (returncode, stdout, stderr as text)."
+    def run(*args, timeout=180, **env):
+        return subprocess.run([sys.executable, '-m', 'edc_nb', *map(str, args)], cwd=tmp_path, env=edc_environment(**env),
+                              capture_output=True, text=True, timeout=timeout)
+    return run
