@@ -13,10 +13,10 @@ import tokenize
 from configparser import ConfigParser
 from pathlib import Path
 
-import click
 import nbformat
 import pytest
 import typer
+from packaging.requirements import Requirement
 
 import edc_nb
 from conftest import ROOT, edc_environment
@@ -67,7 +67,8 @@ def differences(root, tmp):
 
 
 def test_modules_and_notebooks_are_what_nbdev_makes_of_the_notebooks(tmp_path):
-    assert differences(ROOT, tmp_path) == []
+    changed = differences(ROOT, tmp_path)
+    assert not changed, f'run nbdev_export and nbdev_clean: {", ".join(changed)}'
 
 
 def spoil_stale(root):
@@ -218,18 +219,46 @@ def test_module_is_python_3_10(path):
     ast.parse(path.read_text(encoding='utf-8'), feature_version=(3, 10))
 
 
+def requirements(name, seen, extra=''):
+    "A distribution and all that it requires where it is installed, by normalised name."
+    name = re.sub(r'[-_.]+', '-', name).lower()
+    if (name, extra) not in seen:
+        seen.add((name, extra))
+        for r in map(Requirement, importlib.metadata.requires(name) or []):
+            if not r.marker or r.marker.evaluate({'extra': extra}):
+                for e in ('', *r.extras):
+                    requirements(r.name, seen, e)
+    return {n for n, _ in seen}
+
+
+def undeclared():
+    "Packages that are installed here, but that `pip install .` would not have brought."
+    own = requirements('edc_nb', set())
+    by_package = importlib.metadata.packages_distributions().items()
+    return {package for package, dists in by_package if not {re.sub(r'[-_.]+', '-', d).lower() for d in dists} & own}
+
+
 # every finder is made blind to these, so that both `import` and `find_spec` behave as if they were not installed
-BLOCKER = '''
+BLIND = '''
 import importlib.util, sys
-names = {'fastcore', 'nbdev', 'execnb', 'IPython', 'ipykernel', 'ipywidgets', 'jupyterlab', 'notebook', 'timm', 'sklearn'}
+names = {names!r}
 class Blind:
     def __init__(self, finder): self.finder = finder
     def find_spec(self, name, path=None, target=None): return None if name.split('.')[0] in names else self.finder.find_spec(name, path, target)
     def __getattr__(self, name): return getattr(self.finder, name)
-assert importlib.util.find_spec('fastcore') and not names & set(sys.modules)
+assert importlib.util.find_spec('fastcore')
 sys.meta_path[:] = map(Blind, sys.meta_path)
-assert not any(map(importlib.util.find_spec, names))
+assert not importlib.util.find_spec('fastcore')
 '''
+
+
+@pytest.fixture(scope='module')
+def bare():
+    "Code that hides every package which is not among the requirements."
+    names = undeclared()
+    assert names >= {'fastcore', 'nbdev', 'execnb', 'IPython', 'ipykernel', 'ipywidgets', 'jupyterlab', 'timm', 'sklearn', 'pytest'}
+    assert not names & {'torch', 'torchvision', 'numpy', 'pandas', 'yaml', 'typer', 'tqdm', 'edc_nb'}
+    return BLIND.format(names=names)
 
 
 def python(code, cwd):
@@ -238,8 +267,8 @@ def python(code, cwd):
     return done.stdout
 
 
-def test_library_imports_without_notebook_packages(tmp_path):
-    code = BLOCKER + f'''
+def test_library_imports_with_its_requirements_alone(bare, tmp_path):
+    code = bare + f'''
 import importlib, edc_nb
 assert 'torch' not in sys.modules, 'import edc_nb is meant to be quick'
 for name in {NAMES!r}: importlib.import_module('edc_nb.' + name)
@@ -249,8 +278,8 @@ print(len(edc_nb.__all__))'''
 
 
 @pytest.mark.parametrize('args, expected', [(['--help'], 'quickstart'), (['recipes', 'edc'], 'synthesize.observers'), (['doctor'], 'torchvision')], ids=lambda a: ' '.join(a) if isinstance(a, list) else '')
-def test_command_line_runs_without_notebook_packages(args, expected, tmp_path):
-    assert expected in python(BLOCKER + f"import runpy; sys.argv = ['edc', *{args!r}]; runpy.run_module('edc_nb', run_name='__main__')", tmp_path)
+def test_command_line_runs_with_its_requirements_alone(args, expected, bare, tmp_path):
+    assert expected in python(bare + f"import runpy; sys.argv = ['edc', *{args!r}]; runpy.run_module('edc_nb', run_name='__main__')", tmp_path)
 
 
 def test_unknown_name_of_the_package_is_an_attribute_error():
@@ -304,7 +333,8 @@ def _private(a): pass
 @pytest.mark.parametrize('name', NAMES)
 def test_public_parameters_are_explained(name):
     module = importlib.import_module(f'edc_nb.{name}')
-    assert undocumented_parameters(inspect.getsource(module), set(module.__all__)) == []
+    missing = undocumented_parameters(inspect.getsource(module), set(module.__all__))
+    assert not missing, f'no comment on the line of {", ".join(missing)}'
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -323,7 +353,7 @@ def test_everything_public_has_a_docstring(name):
                 if not key.startswith('_') and (inspect.isfunction(value) or isinstance(value, (property, classmethod, staticmethod))) and made_here:
                     if not inspect.getdoc(getattr(thing, key)):
                         missing.append(f'{public}.{key}')
-    assert missing == []
+    assert not missing, f'no docstring: {", ".join(missing)}'
 
 
 def test_every_command_and_option_has_a_help_text():
@@ -331,5 +361,5 @@ def test_every_command_and_option_has_a_help_text():
     group = typer.main.get_command(app)
     commands = group.commands.items()
     missing = [name for name, command in commands if not command.help]
-    missing += [f'{name} {p.name}' for name, command in commands for p in command.params if not isinstance(p, click.Option) or p.name != 'help' if not p.help]
+    missing += [f'{name} {p.name}' for name, command in commands for p in command.params if not p.help]
     assert missing == [] and len(commands) >= 5

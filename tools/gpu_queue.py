@@ -1,0 +1,121 @@
+"""The queue behind tools/gpu_run.sh: cells in order of importance, each run only if no ledger has it.
+
+A cell runs in a process of its own, which is stopped when the time is up; its checkpoints let the next call go on.
+"""
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / 'results' / 'cifar10.jsonl'
+
+# what a rehearsal changes: amounts, never kinds
+TINY = {'data.per_class': 20, 'data.test_per_class': 10, 'squeeze.epochs': 1, 'squeeze.keep_epoch': 0, 'synthesize.iterations': 8,
+        'evaluate.epochs': 3, 'evaluate.checks': 1}
+HELD_OUT = {'data.validation': 5000}    # settings are chosen without the test set
+
+
+def cells(tiny=False):
+    "(recipe name, ipc, changes, student, number of seeds, train the full-data reference) in order of importance."
+    yield 'edc', 10, {}, 'resnet18', 3, True
+    yield 'random-real', 10, {}, 'resnet18', 3, True
+    yield 'random-real-hard', 10, {}, 'resnet18', 3, True
+    for epochs in (1, 2, 5, 10, 20):
+        yield 'edc', 10, HELD_OUT | {'squeeze.epochs': epochs}, 'resnet18', 1, False
+    yield 'edc-released', 10, {}, 'resnet18', 3, False
+    for ipc in (1, 50):
+        yield 'edc', ipc, {}, 'resnet18', 3, False
+        yield 'random-real', ipc, {}, 'resnet18', 3, False
+    for student in ('resnet50', 'resnet101', 'mobilenet_v2'):
+        yield 'edc', 10, {}, student, 3, False
+
+
+def cell_recipe(name, ipc, changes, student, tiny):
+    from edc_nb import recipe
+    r = recipe(name, 'cifar10', ipc).replace(changes | {'evaluate.student': student})
+    if tiny:
+        small = TINY | ({'data.validation': 50} if 'data.validation' in changes else {})
+        if not r.synthesize.iterations: small = {k: v for k, v in small.items() if k != 'synthesize.iterations'}
+        r = r.replace(small | {'squeeze.epochs': min(2, r.squeeze.epochs)})
+    return r
+
+
+def missing(r, seeds, ledgers):
+    "Seeds of a recipe that no ledger holds."
+    from edc_nb import Ledger
+    done = {rec['seed'] for path in ledgers for rec in Ledger(path).find(recipe_hash=r.hash, chain_seed=0)}
+    return [s for s in range(seeds) if s not in done]
+
+
+def run_cell(args):
+    "In the child: condense and evaluate one cell."
+    from edc_nb import condense, evaluate
+    from edc_nb.settings import from_yaml, EdcError
+    r, work = from_yaml(Path(args.cell).read_text()), Path(args.work)
+    r = r.replace(name=args.name)
+    # students of one condensed set share its folder, so that a further architecture costs only itself
+    try:
+        c = condense(r, args.data, work / 'runs' / f'{r.name}-{r.hash}', store=work / 'store', seed=0, labels=False)
+        report = evaluate(c, seeds=json.loads(args.seeds), full_data=True if args.full else 'auto', ledger=work / 'ledger.jsonl')
+    except EdcError as e:
+        sys.exit(f'{r.name}: {e}')
+    keep = Path(args.out) / f'condensed-{r.name}-ipc{r.ipc}.safetensors'
+    shutil.copy(c.folder / 'condensed.safetensors', keep)
+    print(report)
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__)
+    for name in ('work', 'out', 'cell', 'name', 'data', 'seeds'): ap.add_argument(f'--{name}')
+    ap.add_argument('--limit', type=float, default=520)
+    ap.add_argument('--tiny', action='store_true')
+    ap.add_argument('--full', action='store_true')
+    args = ap.parse_args()
+    if args.cell: return run_cell(args)
+
+    start, work = time.time(), Path(args.work)
+    ledgers = [work / 'ledger.jsonl'] + ([] if args.tiny else [RESULTS])
+    shards = sorted((work / 'data').glob('*.parquet'))
+    print('data:', ', '.join(p.name for p in shards) or 'none')
+    if not any('test' in p.name for p in shards) or not any('train' in p.name for p in shards):
+        sys.exit(f'{work}/data needs parquet shards of both splits; send them in data_a, data_b and data_c')
+    done, stopped = 0, False
+    for name, ipc, changes, student, seeds, full in cells():
+        r = cell_recipe(name, ipc, changes, student, args.tiny)
+        todo = missing(r, seeds, ledgers)
+        if not todo: continue
+        left = args.limit - (time.time() - start) - 10
+        if left < (5 if args.tiny else 60):
+            stopped = True
+            break
+        spec = work / 'cells' / f'{r.hash}.yaml'
+        spec.parent.mkdir(parents=True, exist_ok=True)
+        spec.write_text(r.to_yaml())
+        print(f'\n{name}, IPC {ipc}, {student}, seeds {todo}, {changes or "as it is"}: {left:.0f} s left', flush=True)
+        child = subprocess.Popen([sys.executable, __file__, '--cell', str(spec), '--name', name, '--work', str(work), '--out', args.out, '--data', str(work / 'data'), '--seeds', json.dumps(todo)] + ['--full'] * full)
+        try:
+            if child.wait(left): sys.exit(f'{name}: stopped with exit code {child.returncode}')
+            done += 1
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)      # checkpoints are at most twenty seconds old
+            child.wait()
+            print('time is up; the same command goes on from here')
+            stopped = True
+            break
+    if (work / 'ledger.jsonl').exists(): shutil.copy(work / 'ledger.jsonl', Path(args.out) / 'ledger.jsonl')
+    from edc_nb.ledger import Ledger, summarise
+    print(f'\n{done} cells finished in {time.time() - start:.0f} s; ' + ('more are waiting' if stopped else 'none is missing'))
+    records = [rec for path in ledgers for rec in Ledger(path).records()]
+    if records: print(summarise(records).to_string(index=False))
+    room = sorted(Path(args.out).iterdir(), key=lambda p: p.stat().st_mtime)
+    print('comes back:', ', '.join(f'{p.name} {p.stat().st_size / 2**20:.1f} MiB' for p in room))
+
+
+if __name__ == '__main__':
+    main()
