@@ -6,11 +6,11 @@
 __all__ = ['image_moments', 'Taps', 'pool_moments', 'class_weights', 'Statistics', 'collect_statistics', 'Targets',
            'make_targets', 'Matcher', 'statistic_gap']
 
-# %% ../nbs/07_matching.ipynb #44b93275
+# %% ../nbs/07_matching.ipynb #ab0f7b69
 from dataclasses import dataclass
 import torch, torch.nn as nn, torch.nn.functional as F
 from .settings import EdcError, MatchingSettings, SqueezeSettings, AugmentSettings
-from .core import Runtime, generator, save_tensors, load_tensors
+from .core import Runtime, Checkpoint, generator, save_tensors, load_tensors
 from .squeeze import stream, train_views
 
 # %% ../nbs/07_matching.ipynb #bd99ff74
@@ -149,7 +149,7 @@ class Statistics:
         t, meta = load_tensors(path, device)
         return Statistics(**t, sizes=meta['sizes'], meta=meta['meta'])
 
-# %% ../nbs/07_matching.ipynb #e760f001
+# %% ../nbs/07_matching.ipynb #0180869d
 @torch.no_grad()
 def collect_statistics(
     model:nn.Module,                          # the observer
@@ -160,6 +160,7 @@ def collect_statistics(
     seed:int=0,                               # decides the views
     run:Runtime=Runtime(),                    # where to compute
     name:str='observer',                      # for the progress bar and the record
+    checkpoint:Checkpoint=None,               # where to keep an unfinished pass
 ) -> Statistics:
     "Global and per-class statistics of the training images at all taps, in one pass in eval mode; sums are kept in float64. Source: fact sheet section 2, with true pooled variances beside the released ones."
     views = train_views(squeeze) if s.stat_augment == 'train' else AugmentSettings(crop='none', flip=0., randaugment=0, mix='none')
@@ -167,13 +168,17 @@ def collect_statistics(
     model.eval()
     taps, C, n = Taps(model, dataset.size, s), dataset.num_classes, len(dataset.train)
     zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=run.device)
-    count, m1, m2, v1, batch_var = zeros(C), zeros(C, taps.dim), zeros(C, taps.dim), zeros(C, taps.dim), zeros(taps.dim)
-    batches = stream(dataset, views, s.stat_batch, generator(seed, 'statistics', name), run)
-    for x, y in run.bar(batches, f"statistics {name}", total=-(-n // s.stat_batch)):
+    sums = [zeros(C), zeros(C, taps.dim), zeros(C, taps.dim), zeros(C, taps.dim), zeros(taps.dim)]
+    done, ck = 0, checkpoint or Checkpoint(None)
+    if d := ck.load(run.device): done, sums = d['done'], d['sums']
+    count, m1, m2, v1, batch_var = sums
+    batches = stream(dataset, views, s.stat_batch, generator(seed, 'statistics', name), run, start=done)
+    for k, (x, y) in enumerate(run.bar(batches, f"statistics {name}", total=-(-n // s.stat_batch), initial=done), done):
         with run.autocast(): _, mean, var = taps(x)
         count.index_add_(0, y, torch.ones_like(y, dtype=torch.float64))
         for total, part in ((m1, mean), (m2, mean.square()), (v1, var)): total.index_add_(0, y, part.double())
         batch_var += pool_moments(torch.full((1, len(y)), 1 / len(y), device=run.device), mean, var)[1][0] * (len(y) / n)
+        ck.save(lambda: dict(done=k + 1, sums=sums))
     model.train(was)
     mean, within = m1 / count[:, None], v1 / count[:, None]
     bn_mean, bn_var = _running(taps, model)

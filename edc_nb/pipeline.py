@@ -6,16 +6,16 @@
 __all__ = ['check_recipe', 'stage_key', 'Chain', 'Condensed', 'contact_sheet', 'condense', 'load_condensed', 'Report', 'evaluate',
            'Quickstart', 'quickstart']
 
-# %% ../nbs/14_pipeline.ipynb #51eeb88f
+# %% ../nbs/14_pipeline.ipynb #35a79dc0
 import contextlib, dataclasses, math, os
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from .settings import EdcError, Recipe, EvaluateSettings, from_yaml, content_hash, diff, one_of
 from .core import Runtime, Store, Meter, Checkpoint, make_runtime, atomic_path, write_text, write_json, read_json, load_tensors, save_tensors
-from .data import Dataset, open_dataset
+from .data import Dataset, image_rows, open_dataset
 from .models import build_model, load_weights, save_weights, model_names
-from .squeeze import train_observer, check_teacher, accuracy
+from .squeeze import train_observer, check_teacher, accuracy, place
 from .matching import Statistics, collect_statistics
 from .initialize import Initial, INITIALIZATIONS, initialize
 from .synthesize import Observer, Synthetic, synthesize
@@ -52,7 +52,7 @@ def _needed(r): # the observers that take part
     syn = set(r.synthesize.observers) if r.synthesize.iterations else set()
     return syn | (set(r.relabel.observers) if r.relabel.labels == 'soft' else set()) | ({r.initialize.observer} if r.initialize.method == 'rded' else set())
 
-# %% ../nbs/14_pipeline.ipynb #bd644eb7
+# %% ../nbs/14_pipeline.ipynb #48cf7782
 def stage_key(
     stage:str,     # the stage's name
     inputs,        # all that its result depends on
@@ -102,7 +102,7 @@ class Chain:
             def save(result, folder): save_weights(result[0], folder / 'weights.safetensors', dict(card=result[1]))
             def load(folder):
                 model, meta = load_weights(folder / 'weights.safetensors', name, self.dataset.num_classes, self.dataset.size)
-                return model.to(self.run.device).eval().requires_grad_(False), meta['card']
+                return place(model, self.run).eval().requires_grad_(False), meta['card']
             loaded, _ = self._stage('observer', self.observer_key(name), make, save, load, name)
             self._observers[name] = *loaded, self.costs['observer', name]
         *loaded, self.costs['observer', name] = self._observers[name]
@@ -110,7 +110,7 @@ class Chain:
 
     def _foreign(self, name): # weights trained elsewhere
         model, meta = load_weights(self.weights[name], name, self.dataset.num_classes, self.dataset.size)
-        model = model.to(self.run.device).eval()
+        model = place(model, self.run).eval()
         card = (meta or {}).get('card') or dict(observer=name, classes=self.dataset.num_classes, source=str(self.weights[name]))
         if 'test_accuracy' in card: check_teacher(model, card, self.dataset, self.run)
         else: card['test_accuracy'] = accuracy(model, self.dataset, self.run)
@@ -120,7 +120,7 @@ class Chain:
         "`Statistics` of the data set as an observer sees them."
         m = self.r.matching
         inputs = dict(observer=self.observer_key(name), taps=m.taps, patch=m.patch, views=m.stat_augment, batch=m.stat_batch, seed=self.seed)
-        return self._stage('statistics', inputs, lambda ck: collect_statistics(self.observer(name)[0], self.dataset, m, self.r.squeeze, seed=self.seed, run=self.run, name=name),
+        return self._stage('statistics', inputs, lambda ck: collect_statistics(self.observer(name)[0], self.dataset, m, self.r.squeeze, seed=self.seed, run=self.run, name=name, checkpoint=ck),
                            lambda s, folder: s.save(folder / 'statistics.safetensors'), lambda folder: Statistics.load(folder / 'statistics.safetensors', self.run.device), name)[0]
 
     def initial_key(self):
@@ -251,7 +251,7 @@ def _recorded(out): # how an earlier process ran here
     path = Path(out) / 'run.json'
     return read_json(path) if path.exists() else {}
 
-# %% ../nbs/14_pipeline.ipynb #18097871
+# %% ../nbs/14_pipeline.ipynb #e14bcf6e
 class Condensed:
     "A condensed set in its run folder: images, hard labels, observers, and what is needed to evaluate it."
     def __init__(self, chain:Chain, out:Path): self.chain, self.out, self.synthetic = chain, Path(out), chain.synthetic()
@@ -285,20 +285,8 @@ def contact_sheet(
     most:int=40,            # classes shown
 ):
     "Draw the images, a row per class; returns the axis."
-    import matplotlib.pyplot as plt
     present = labels.unique().tolist()[:most]
-    rows = [images[labels == c][:per_class] for c in present]
-    n, size = max(len(r) for r in rows), images.shape[-1]
-    gap = max(1, size // 16)
-    sheet = torch.full((len(rows) * (size + gap) - gap, n * (size + gap) - gap, 3), 255, dtype=torch.uint8)
-    for i, row in enumerate(rows):
-        for j, im in enumerate(row): sheet[i*(size+gap):i*(size+gap)+size, j*(size+gap):j*(size+gap)+size] = im.permute(1, 2, 0)
-    if ax is None: _, ax = plt.subplots(figsize=(min(10, .62 * n + 1), min(24, .62 * len(rows))), dpi=80)
-    ax.imshow(sheet.numpy(), interpolation='nearest')
-    ax.set(xticks=[], yticks=[i * (size + gap) + size / 2 for i in range(len(rows))])
-    ax.set_yticklabels([str(classes[c])[:18] for c in present], fontsize=8); ax.tick_params(length=0)
-    for side in ax.spines.values(): side.set_visible(False)
-    return ax
+    return image_rows({str(classes[c]): images[labels == c][:per_class] for c in present}, ax)
 
 def _save_sheet(path, *args): # as PNG, without a window
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from .core import Runtime, Checkpoint, generator, seeded, check_finite
 from .augment import draw, augment
 from .models import build_model
 
-# %% ../nbs/06_squeeze.ipynb #76b73292
+# %% ../nbs/06_squeeze.ipynb #a77c1a10
 def train_views(
     s:SqueezeSettings,   # how observers are trained
 ) -> AugmentSettings:
@@ -27,14 +27,15 @@ def stream(
     gen:torch.Generator,     # decides order and views
     run:Runtime=Runtime(),   # where the views shall live
     shuffle:bool=True,       # in random order, or as stored
-    chunk:int=4096,          # views made in one call
+    start:int=0,             # batches to leave out at the beginning, for going on in the middle of an epoch
+    pixels:int=2**25,        # numbers made in one call
 ):
-    "One epoch of training views: yields `(images [B,3,S,S] normalised, labels [B])` by batches. Views are drawn at once and made by chunks."
+    "One epoch of training views: yields `(images [B,3,S,S] normalised, labels [B])` by batches. Views are drawn at once and made by chunks of several batches."
     train, n = dataset.train, len(dataset.train)
     order = torch.randperm(n, generator=gen) if shuffle else torch.arange(n)
-    draws = draw(s, n, dataset.size, batch_size, gen)
-    step, at = max(1, chunk // batch_size) * batch_size, 0
-    for _, images, labels in train.batches(step, order, run.device):
+    draws, at = draw(s, n, dataset.size, batch_size, gen), start * batch_size
+    step = max(1, pixels // (3 * dataset.size**2 * batch_size)) * batch_size
+    for _, images, labels in train.batches(step, order[at:], run.device):
         views = augment(images, draws[at:at+len(labels)], dataset.mean, dataset.std)
         yield from zip(views.split(batch_size), labels.split(batch_size))
         at += len(labels)
@@ -81,7 +82,7 @@ def place(
     "Move a network to the device, in the memory layout that is fast there."
     return model.to(run.device, memory_format=torch.channels_last if run.device.type == 'cuda' else torch.contiguous_format)
 
-# %% ../nbs/06_squeeze.ipynb #694f621a
+# %% ../nbs/06_squeeze.ipynb #0d54582a
 def train_observer(
     name:str,                    # architecture, see `models.model_names()`
     dataset,                     # a `Dataset`
@@ -98,32 +99,30 @@ def train_observer(
     last = s.keep_epoch or epochs         # later epochs would be thrown away
     model = place(build_model(name, dataset.num_classes, dataset.size, seed=seed, pretrained=s.start == 'pretrained'), run).train()
     opt = make_optimizer(model.parameters(), s.optimizer, s.lr, s.momentum, s.weight_decay, run.device)
-    ck, start, curve = checkpoint or Checkpoint(None), 0, []
-    if saved := ck.load(run.device):
-        model.load_state_dict(saved['model']); opt.load_state_dict(saved['opt']); start, curve = saved['epoch'], saved['curve']
+    ck, start, first, curve, losses = checkpoint or Checkpoint(None), 0, 0, [], []
+    if d := ck.load(run.device):
+        model.load_state_dict(d['model']); opt.load_state_dict(d['opt'])
+        start, first, curve, losses = d['epoch'], d['batch'], d['curve'], list(d['losses'])
+    def state(epoch, batch): return dict(model=model.state_dict(), opt=opt.state_dict(), epoch=epoch, batch=batch, curve=curve, losses=torch.stack(losses) if losses else torch.zeros(0))
     views, batches = train_views(s), math.ceil(len(dataset.train) / s.batch_size)
-    with run.bar(None, f"squeeze {name}", total=last * batches, initial=start * batches) as bar:
+    with run.bar(None, f"squeeze {name}", total=last * batches, initial=start * batches + first) as bar:
         for epoch in range(start, last):
             lr = s.lr * (.5 * (1 + math.cos(math.pi * epoch / (s.slowdown * epochs))) if s.schedule == 'cosine' else 1)
             for group in opt.param_groups: group['lr'] = lr
-            with seeded(seed, 'dropout', name, epoch, device=run.device):
-                losses = _train_epoch(model, opt, stream(dataset, views, s.batch_size, generator(seed, 'squeeze', name, epoch), run), run, bar)
-            check_finite(losses, f"squeeze {name}, epoch {epoch + 1}", advice='try a smaller squeeze.lr')
-            curve.append(losses.mean().item())
+            for k, (x, y) in enumerate(stream(dataset, views, s.batch_size, generator(seed, 'squeeze', name, epoch), run, start=first), first):
+                with seeded(seed, 'dropout', name, epoch, k, device=run.device), run.autocast(): loss = F.cross_entropy(model(x), y)
+                opt.zero_grad(set_to_none=True); loss.backward(); opt.step()
+                losses.append(loss.detach()); bar.update()
+                if k + 1 < batches: ck.save(lambda: state(epoch, k + 1))
+            check_finite(torch.stack(losses), f"squeeze {name}, epoch {epoch + 1}", advice='try a smaller squeeze.lr')
+            curve.append(torch.stack(losses).mean().item())
             bar.set_postfix(epoch=epoch + 1, loss=f"{curve[-1]:.3f}")
-            ck.save(lambda: dict(model=model.state_dict(), opt=opt.state_dict(), epoch=epoch + 1, curve=curve))
+            first, losses = 0, []
+            ck.save(lambda: state(epoch + 1, 0))
     model.eval()
     card = dict(observer=name, epochs=last, seed=seed, classes=dataset.num_classes, size=dataset.size, data_hash=dataset.hash, dataset=dataset.name,
                 train_loss=curve, test_accuracy=accuracy(model, dataset, run), date=datetime.datetime.now().isoformat(timespec='seconds'))
     return model, card
-
-def _train_epoch(model, opt, batches, run, bar): # one pass of cross-entropy; losses stay on the device
-    losses = []
-    for x, y in batches:
-        with run.autocast(): loss = F.cross_entropy(model(x), y)
-        opt.zero_grad(set_to_none=True); loss.backward(); opt.step()
-        losses.append(loss.detach()); bar.update()
-    return torch.stack(losses)
 
 # %% ../nbs/06_squeeze.ipynb #665b0916
 def check_teacher(

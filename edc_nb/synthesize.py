@@ -156,7 +156,7 @@ class _Batch: # images under optimisation
         with torch.no_grad(): self.x.copy_(d['x']); self.ema.copy_(d['ema'])
         self.opt.load_state_dict(d['opt'])
 
-# %% ../nbs/09_synthesize.ipynb #e5e39d8b
+# %% ../nbs/09_synthesize.ipynb #406bb830
 def synthesis_batches(
     labels:torch.Tensor,    # [N] class-major
     s:SynthesizeSettings,   # batch size and order
@@ -197,14 +197,14 @@ def synthesize(
             for t in range(first, s.iterations):
                 o = observers[turn % len(observers)]
                 losses = batch.step(t, o, generator(seed, 'synthesize', b, t))
-                unseen.append(torch.cat([torch.tensor([b, t, turn % len(observers)], dtype=torch.float32, device=run.device), losses]))
+                unseen.append(((b, t, turn % len(observers)), losses))       # losses stay on the device until they are looked at
                 turn += 1; bar.update()
                 if t + 1 in snapshots: snapshots[t + 1][index] = batch.x.detach()
                 if watch: watch(b, t, batch.x.detach(), o)
                 if len(unseen) == 25 or t + 1 == s.iterations:
-                    history += _look(torch.stack(unseen), observers, bar); unseen = []
+                    history += _look(unseen, observers, bar); unseen = []
                 if t + 1 < s.iterations: ck.save(lambda: dict(x=x, turn=turn, snapshots=snapshots, batch=batch.state(), matchers=[o.matcher.state() for o in observers],
-                                     history=torch.stack(history + [u.cpu() for u in unseen])))
+                                     history=torch.stack(history + _rows(unseen))))
             x[index] = batch.x.detach()
             if turn < len(batches) * s.iterations:
                 ck.save(lambda: dict(x=x, turn=turn, snapshots=snapshots, batch={}, matchers=[o.matcher.state() for o in observers], history=torch.stack(history)))
@@ -213,8 +213,13 @@ def synthesize(
     return Synthetic(images, initial.labels.cpu(), initial.source, torch.stack(history) if history else torch.zeros(0, 6),
                      [o.name for o in observers], {k: to_bytes(v, dataset) for k, v in snapshots.items()})
 
-def _look(rows, observers, bar): # bring losses to the CPU, check and show them
-    rows = rows.cpu()
+def _rows(unseen): # of the history: batch, iteration, observer, three losses
+    if not unseen: return []
+    where, losses = zip(*unseen)
+    return list(torch.cat([torch.tensor(where, dtype=torch.float32), torch.stack(losses).cpu()], 1))
+
+def _look(unseen, observers, bar): # bring losses to the CPU, check and show them
+    rows = torch.stack(_rows(unseen))
     last = rows[-1].tolist()
     bar.set_postfix(ce=f"{last[3]:.3f}", matching=f"{last[4]:.1f}", flatness=f"{last[5]:.2g}")
     bad = (~torch.isfinite(rows).all(1)).nonzero()

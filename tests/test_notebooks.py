@@ -1,8 +1,10 @@
 """Every notebook runs from top to bottom in a fresh kernel, and its stored outputs are of the kinds that running it gives.
 
-Two processes execute notebooks, one thread each, as soon as the first of these tests starts; each test waits for its own."""
+Two processes execute notebooks, one thread each, as soon as the first of these tests starts; each test waits for its own.
+They work in a copy of the project, without the last cells that export it: a test must not mend what the next one judges."""
 import multiprocessing
 import os
+import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
@@ -20,13 +22,32 @@ def one_thread():
 
 
 @pytest.fixture(scope='module')
-def executed(request):
+def copy(tmp_path_factory):
+    "A function from a notebook's path to that of its copy; everything beside the notebooks is linked."
+    project = tmp_path_factory.mktemp('copy') / ROOT.name
+    shutil.copytree(ROOT / 'nbs', project / 'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    for p in ROOT.iterdir():
+        if p.name not in ('nbs', '.git', 'runs'):
+            (project / p.name).symlink_to(p)
+    if (shared := ROOT.parent / 'shared').exists():      # where notebooks look for real data
+        (project.parent / 'shared').symlink_to(shared)
+    for path in (project / 'nbs').rglob('*.ipynb'):
+        nb = nbformat.read(path, as_version=4)
+        for cell in nb.cells:
+            if 'nbdev_export()' in cell.source:
+                cell.source = ''
+        nbformat.write(nb, path)
+    return lambda path: project / path.relative_to(ROOT)
+
+
+@pytest.fixture(scope='module')
+def executed(request, copy):
     "Path -> future of the executed notebook, for the notebooks whose tests were selected."
     wanted = [i.callspec.params['path'] for i in request.session.items if i.path == request.path]
     # fresh processes, because a forked torch may hang
     with ProcessPoolExecutor(2, multiprocessing.get_context('spawn'), one_thread) as pool:
         # the late notebooks run whole chains: begun first, so that no long one is left for the end
-        yield {path: pool.submit(execute, path) for path in reversed(wanted)}
+        yield {path: pool.submit(execute, copy(path)) for path in reversed(wanted)}
         pool.shutdown(wait=False, cancel_futures=True)
 
 
