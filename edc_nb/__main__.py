@@ -8,5 +8,5 @@ __all__ = []
 # %% ../nbs/16_main.ipynb #60845f83
 from .cli import main
 
-# %% ../nbs/16_main.ipynb #e8a73102
-if __name__ == '__main__': main()
+# %% ../nbs/16_main.ipynb #1b8bf29a
+if __name__ == '__main__' and '__file__' in globals(): main()     # a notebook's kernel is called __main__ too

@@ -5,33 +5,41 @@
 # %% auto #0
 __all__ = ['app', 'main', 'run', 'quickstart', 'recipes', 'show', 'doctor']
 
-# %% ../nbs/15_cli.ipynb #d6996b7e
+# %% ../nbs/15_cli.ipynb #5a11dc22
 import sys
 from pathlib import Path
 from typing import List, Optional
-import click, typer
+import typer
 from .settings import EdcError, Recipe, parse_set, from_yaml, _rooms
 
-# %% ../nbs/15_cli.ipynb #d31e9369
+# %% ../nbs/15_cli.ipynb #04a558b0
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=dict(help_option_names=['-h', '--help'], max_content_width=110),
                   help="Dataset condensation: EDC, its baselines and honest comparisons. Start with `edc quickstart`.")
+
+_UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 'ClickException')   # of click, or of the copy that newer typers carry
 
 def main(
     args:list=None,     # command-line arguments; None takes the process's
 ):
     "Run the command line: exit code 0, 2 for a mistake in the input (one sentence), 130 for an interruption."
-    try: sys.exit(app(args=args, prog_name='edc', standalone_mode=False) or 0)
+    try:
+        code = app(args=args, prog_name='edc', standalone_mode=False) or 0
+        if code == 130: raise KeyboardInterrupt      # newer typers return it
+        sys.exit(code)
     except EdcError as e:
         print(f"edc: {e}", file=sys.stderr)
         sys.exit(2)
-    except click.exceptions.ClickException as e:
-        e.show()
+    except _UsageError as e:
+        if not (args or sys.argv[1:]):               # `edc` alone asks for help
+            print(e.format_message())
+            sys.exit(0)
+        print(f"edc: {' '.join(e.format_message().split())} (see `edc --help`)", file=sys.stderr)
         sys.exit(2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("edc: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
 
-# %% ../nbs/15_cli.ipynb #62f504fe
+# %% ../nbs/15_cli.ipynb #e0bf1883
 _device = typer.Option('auto', help="auto (CUDA where there is one), cpu, cuda, cuda:1, mps")
 _data = typer.Option(None, help="where the images are: an image folder, Hugging Face parquet files, or a known archive; not needed for digits, nor where a dataset can be downloaded")
 _set = typer.Option(None, '--set', metavar='ROOM.FIELD=VALUE', help="change a setting, e.g. synthesize.iterations=50; may be repeated (`edc recipes NAME` lists all settings)")
@@ -48,7 +56,9 @@ def _recipe(name, dataset, ipc, changes, data): # a named recipe, or one from a 
     from edc_nb.recipes import recipe
     if name.endswith(('.yaml', '.yml')):
         if not Path(name).is_file(): raise EdcError(f"recipe: {name} does not exist")
-        r = from_yaml(Path(name).read_text())
+        try: text = Path(name).read_text(encoding='utf-8')
+        except UnicodeDecodeError: raise EdcError(f"recipe: {name} is not a text file (UTF-8)") from None
+        r = from_yaml(text)
         return r.replace(({'data.name': dataset} if dataset else {}) | parse_set(changes or ()), **(dict(ipc=ipc) if ipc is not None else {}))
     if not dataset: raise EdcError("--dataset: not given; accepted: digits, cifar10, cifar100, tiny_imagenet, imagenet10, imagenet1k, or a name of your own with --data")
     changes = parse_set(changes or ())
@@ -105,7 +115,7 @@ def quickstart(
     from edc_nb.pipeline import quickstart
     print(quickstart(out, seeds=seeds, device=device, ledger=ledger, progress=not quiet))
 
-# %% ../nbs/15_cli.ipynb #9989620e
+# %% ../nbs/15_cli.ipynb #20e2cfc8
 @app.command(help="List the recipes, or print one of them with every setting and what it means.")
 def recipes(
     name:Optional[str] = typer.Argument(None, help="a recipe to print"),
@@ -140,15 +150,16 @@ def show(
 @app.command(help="Versions, device, and what is missing.")
 def doctor():
     import importlib.metadata as md, platform, torch
+    import edc_nb
     def version(p):
+        if p == 'edc_nb': return edc_nb.__version__      # also in a checkout that is not installed
         try: return md.version(p)
         except md.PackageNotFoundError: return None
     print(f"python {platform.python_version()} on {platform.platform()}")
     for extra, names in (('', ('edc_nb', 'torch', 'torchvision', 'numpy', 'pandas', 'pyarrow', 'pillow', 'matplotlib', 'tqdm', 'safetensors', 'typer', 'pyyaml')),
                          ('models', ('timm',)), ('lab', ('jupyterlab', 'ipywidgets')), ('dev', ('nbdev', 'pytest'))):
         for p in names:
-            v = version(p)
-            print(f"  {p:12} {v or 'missing' + (f': pip install edc_nb[{extra}]' if extra else ': pip install ' + p)}")
+            print(f"  {p:12} {version(p) or ('missing: pip install ' + (f'edc_nb[{extra}]' if extra else p))}")
     print(f"CPU threads {torch.get_num_threads()}")
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):

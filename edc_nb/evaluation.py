@@ -40,14 +40,22 @@ def register_loss(
         return f
     return add
 
-# %% ../nbs/11_evaluation.ipynb #c8932a66
+# %% ../nbs/11_evaluation.ipynb #cc87e4bc
 @register_loss('mse_ce')
-def mse_ce_loss(z, batch, s):
+def mse_ce_loss(
+    z:torch.Tensor,        # the student's logits [B, C]
+    batch:Batch,           # labels of the views
+    s:EvaluateSettings,    # weights, temperature
+) -> torch.Tensor:
     "Mean squared error on logits + `s.ce_weight` times cross-entropy with the hard label (released code: 0.025)."
     return F.mse_loss(z, batch.soft) + s.ce_weight * F.cross_entropy(z, batch.hard)
 
 @register_loss('kl')
-def kl_loss(z, batch, s):
+def kl_loss(
+    z:torch.Tensor,        # the student's logits [B, C]
+    batch:Batch,           # labels of the views
+    s:EvaluateSettings,    # weights, temperature
+) -> torch.Tensor:
     "KL(teacher || student) at `s.temperature`, mean over images, no T^2 (SRe2L, RDED: T = 20)."
     T = s.temperature
     return F.kl_div(F.log_softmax(z / T, 1), F.softmax(batch.soft / T, 1), reduction='batchmean')
@@ -57,18 +65,30 @@ def _pearson(a, b): # correlation of rows
     return F.cosine_similarity(a, b, dim=1, eps=1e-8)
 
 @register_loss('dist')
-def dist_loss(z, batch, s):
+def dist_loss(
+    z:torch.Tensor,        # the student's logits [B, C]
+    batch:Batch,           # labels of the views
+    s:EvaluateSettings,    # weights, temperature
+) -> torch.Tensor:
     "One minus the correlation of predictions, within images plus within classes (DIST, Huang et al. 2022), at `s.temperature`."
     p, q = (F.softmax(v / s.temperature, 1) for v in (z, batch.soft))
     return (1 - _pearson(p, q)).mean() + (1 - _pearson(p.T, q.T)).mean()
 
 @register_loss('soft_ce')
-def soft_ce_loss(z, batch, s):
+def soft_ce_loss(
+    z:torch.Tensor,        # the student's logits [B, C]
+    batch:Batch,           # labels of the views
+    s:EvaluateSettings,    # weights, temperature
+) -> torch.Tensor:
     "Cross-entropy with the committee's probabilities."
     return F.cross_entropy(z, batch.soft.softmax(1))
 
 @register_loss('ce', soft=False)
-def ce_loss(z, batch, s):
+def ce_loss(
+    z:torch.Tensor,        # the student's logits [B, C]
+    batch:Batch,           # labels of the views
+    s:EvaluateSettings,    # weights, temperature
+) -> torch.Tensor:
     "Cross-entropy with the hard labels of both mixed images, by their share."
     own, other = (F.cross_entropy(z, y, reduction='none') for y in (batch.hard, batch.partner))
     return (batch.lam * own + (1 - batch.lam) * other).mean()

@@ -49,17 +49,35 @@ def initialize(
 
 def _class_major(C, ipc): return torch.arange(C).repeat_interleave(ipc)
 
-# %% ../nbs/08_initialize.ipynb #350b12a6
+# %% ../nbs/08_initialize.ipynb #978f0bea
 @register_initialization('noise')
-def from_noise(dataset, s, ipc, *, seed, run, observers, checkpoint):
+def from_noise(
+    dataset,                  # a `Dataset`
+    s:InitializeSettings,     # which variant
+    ipc:int,                  # images per class
+    *,
+    seed:int,                 # decides what is drawn
+    run:Runtime,              # where to compute
+    observers:dict,           # names to networks
+    checkpoint:Checkpoint,    # where to keep unfinished work
+) -> Initial:
     "Standard normal pixels (SRe2L)."
     n = dataset.num_classes * ipc
     x = torch.randn(n, 3, dataset.size, dataset.size, generator=generator(seed, 'initialize', 'noise'))
     return Initial(x.to(run.device), _class_major(dataset.num_classes, ipc).to(run.device), torch.full((n, 1), -1))
 
-# %% ../nbs/08_initialize.ipynb #7af7dac2
+# %% ../nbs/08_initialize.ipynb #82242217
 @register_initialization('real')
-def from_real(dataset, s, ipc, *, seed, run, observers, checkpoint):
+def from_real(
+    dataset,                  # a `Dataset`
+    s:InitializeSettings,     # which variant
+    ipc:int,                  # images per class
+    *,
+    seed:int,                 # decides what is drawn
+    run:Runtime,              # where to compute
+    observers:dict,           # names to networks
+    checkpoint:Checkpoint,    # where to keep unfinished work
+) -> Initial:
     "Random training images of each class, mirrored with probability `s.flip`; `EdcError` names a class that has fewer than `ipc` images."
     gen = generator(seed, 'initialize', 'real')
     index = sample_per_class(dataset.train.labels.cpu(), ipc, gen, s.replacement)
@@ -92,9 +110,18 @@ def mosaic(
     n, c, s, _ = tiles.shape
     return tiles.view(n // f**2, f, f, c, s, s).permute(0, 3, 1, 4, 2, 5).reshape(n // f**2, c, f * s, f * s)
 
-# %% ../nbs/08_initialize.ipynb #3263689e
+# %% ../nbs/08_initialize.ipynb #4d79730e
 @register_initialization('rded')
-def from_rded(dataset, s, ipc, *, seed, run, observers, checkpoint):
+def from_rded(
+    dataset,                  # a `Dataset`
+    s:InitializeSettings,     # which variant
+    ipc:int,                  # images per class
+    *,
+    seed:int,                 # decides what is drawn
+    run:Runtime,              # where to compute
+    observers:dict,           # names to networks
+    checkpoint:Checkpoint,    # where to keep unfinished work
+) -> Initial:
     "Mosaics of the crops that `s.observer` finds most typical (RDED, fact sheet 6.4). A size that `s.factor` does not divide raises `EdcError`."
     size, f, need = dataset.size, s.factor, ipc * s.factor**2
     if size % f: raise EdcError(f"initialize.factor: got {f}, expected a divisor of the image size {size}")

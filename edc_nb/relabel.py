@@ -108,7 +108,7 @@ def block_of(
     "How many epochs are labelled together, so that a forward pass is full."
     return max(1, s.teacher_batch // len(stream))
 
-# %% ../nbs/10_relabel.ipynb #ee4c626d
+# %% ../nbs/10_relabel.ipynb #1122be43
 def _encode(z, s): # logits [..., C] -> named tensors
     if s.codec in ('fp32', 'fp16'): return dict(logits=z.to(torch.float32 if s.codec == 'fp32' else torch.float16))
     if s.codec == 'int8':
@@ -131,11 +131,8 @@ class LabelStore:
     digests:list     # checksum of each epoch's draws
     meta:dict        # codec, classes, the stream's signature, the observers
 
-    @property
-    def epochs(self): return len(self.digests)
-
-    @property
-    def nbytes(self): return sum(t.numel() * t.element_size() for t in self.tensors.values())
+    epochs = property(lambda self: len(self.digests), doc="How many epochs are stored.")
+    nbytes = property(lambda self: sum(t.numel() * t.element_size() for t in self.tensors.values()), doc="Size of the stored labels in bytes.")
 
     def epoch(self, e, device='cpu'):
         "Labels [N, C] of an epoch, fp32."

@@ -43,6 +43,11 @@ from edc_nb import core, pipeline
 from edc_nb.recipes import recipe
 
 out, kill, changes = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+while kill == 'serve':                       # one job a line, each in a forked process: what is imported need not be imported again
+    line = sys.stdin.readline()
+    if not line: sys.exit()
+    if child := os.fork(): print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    else: kill = line.strip()
 stage, when, n = (kill.split(':') + [''] * 3)[:3]
 stops = 0
 
@@ -77,7 +82,6 @@ core.write_json = writing
 
 c = pipeline.condense(recipe('edc', 'digits', ipc=2).replace(changes), out=out, progress=False)
 pipeline.evaluate(c)
-print('finished')
 '''
 
 
@@ -174,13 +178,15 @@ KILLS = ['observer:saved:2', 'observer:saved:2', 'observer:torn:3', 'observer:pa
 
 def test_killed_at_every_stage_and_resumed_is_the_same_run(whole, tmp_path):
     "One run, killed at one place after another; a stage that was finished is never written again, a checkpoint is taken up."
-    before = {}
+    before, server = {}, start(tmp_path, 'serve', stdin=subprocess.PIPE)
     for kill in [*KILLS, '']:
-        code, out, err = finish(start(tmp_path, kill))
-        assert code == (-signal.SIGKILL if kill else 0), f'{kill}: {err}'
+        server.stdin.write(kill + '\n')
+        server.stdin.flush()
+        assert server.stdout.readline().strip() == str(-signal.SIGKILL if kill else 0), f'{kill}: {finish(server)}'
         now = finished(tmp_path / 'run')
         assert before.items() <= now.items(), f'{kill}: a finished stage was done again'
         before = now
+    assert finish(server)[0] == 0
     same(whole, tmp_path / 'run')
     manifests = [json.loads(f.read_text()) for f in (tmp_path / 'run' / 'store').glob('*/*/manifest.json')]
     resumed = {m['stage'] for m in manifests if m['resumed']}

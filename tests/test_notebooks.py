@@ -57,8 +57,8 @@ def kinds(cell):
 
 
 @pytest.mark.parametrize('path', all_notebooks(), ids=lambda p: str(p.relative_to(ROOT / 'nbs')))
-def test_notebook_runs(path, executed):
-    stored = nbformat.read(path, as_version=4)
+def test_notebook_runs(path, copy, executed):
+    stored = nbformat.read(copy(path), as_version=4)
     ran = executed[path].result()      # raises nbclient's CellExecutionError: the cell's source and its traceback
     for n, (old, new) in enumerate(zip(stored.cells, ran.cells, strict=True)):
         assert kinds(old) == kinds(new), f'cell {n} stores other outputs than it gives, run tools/run_notebooks.py:\n{old.source}'
