@@ -104,11 +104,12 @@ def finish(process, timeout=240):
 def payloads(run):
     "{place: content} of all results: tensors with their metadata (dates aside), and what students reached."
     found = {}
-    for f in sorted(f for f in (run / 'store').glob('*/*/*.safetensors') if f.parts[-3] != 'partial'):
+    files = [f for f in sorted((run / 'store').glob('*/*/*')) if f.parts[-3] != 'partial']
+    for f in [f for f in files if f.suffix == '.safetensors']:
         tensors, meta = load_tensors(f)
         (meta.get('card') or {}).pop('date', None)
         found[str(f.relative_to(run))] = tensors, meta
-    for f in sorted((run / 'store').glob('*/*/result.json')):
+    for f in [f for f in files if f.name == 'result.json']:
         found[str(f.relative_to(run))] = {}, json.loads(f.read_text())
     return found
 

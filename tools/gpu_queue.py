@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / 'results' / 'cifar10.jsonl'
 
 # what a rehearsal changes: amounts, never kinds
-TINY = {'data.per_class': 20, 'data.test_per_class': 10, 'squeeze.epochs': 1, 'squeeze.keep_epoch': 0, 'synthesize.iterations': 8,
-        'evaluate.epochs': 3, 'evaluate.checks': 1}
+TINY = {'data.per_class': 20, 'data.test_per_class': 5, 'squeeze.keep_epoch': 0, 'synthesize.iterations': 8,
+        'evaluate.epochs': 2, 'evaluate.checks': 1}
 HELD_OUT = {'data.validation': 5000}    # settings are chosen without the test set
 
 
