@@ -61,7 +61,7 @@ def run_cell(args):
     r = r.replace(name=args.name)
     # students of one condensed set share its folder, so that a further architecture costs only itself
     try:
-        c = condense(r, args.data, work / 'runs' / f'{r.name}-{r.hash}', store=work / 'store', seed=0, labels=False)
+        c = condense(r, args.data, work / 'runs' / f'{r.name}-{r.hash}', store=work / 'store', seed=0, labels=False, progress=sys.stderr.isatty())
         report = evaluate(c, seeds=json.loads(args.seeds), full_data=True if args.full else 'auto', ledger=work / 'ledger.jsonl')
     except EdcError as e:
         sys.exit(f'{r.name}: {e}')
