@@ -13,15 +13,15 @@ from .settings import EdcError, MatchingSettings, SqueezeSettings, AugmentSettin
 from .core import Runtime, Checkpoint, generator, save_tensors, load_tensors
 from .squeeze import stream, train_views
 
-# %% ../nbs/07_matching.ipynb #bd99ff74
+# %% ../nbs/07_matching.ipynb #bb37041d
 class _Moments(torch.autograd.Function): # per-image channel moments and, if patch > 0, tile moments
     @staticmethod
     def forward(ctx, x, patch):
         n = x.shape[2] * x.shape[3]
         if patch:
-            s1, s2 = F.avg_pool2d(x, patch), F.avg_pool2d(x * x, patch)
-            mean, pmean = s1.mean((2, 3)), s1.mean(1)
-            var, pvar = s2.mean((2, 3)) - mean * mean, s2.mean(1) - pmean * pmean
+            square = x * x
+            mean, pmean = x.mean((2, 3)), F.avg_pool2d(x.mean(1), patch)        # over channels first: pooling one map is cheap
+            var, pvar = square.mean((2, 3)) - mean * mean, F.avg_pool2d(square.mean(1), patch) - pmean * pmean
         else:
             mean = x.mean((2, 3))
             var = torch.linalg.vector_norm(x, dim=(2, 3)).square() / n - mean * mean
@@ -38,9 +38,8 @@ class _Moments(torch.autograd.Function): # per-image channel moments and, if pat
         if not p: return torch.addcmul(add, mul, x), None
         rows, k = x.shape[2] // p, x.shape[1] * p * p
         gpmean, gpvar, pmean = (t.unflatten(1, (rows, -1)) for t in (gpmean, gpvar, pmean))
-        add, mul = add + ((gpmean - 2 * gpvar * pmean) / k)[:, None], mul + (2 * gpvar / k)[:, None]
-        tiles = x.unflatten(3, (-1, p)).unflatten(2, (-1, p))
-        return torch.addcmul(add[:, :, :, None, :, None], mul[:, :, :, None, :, None], tiles).flatten(4, 5).flatten(2, 3), None
+        pixels = lambda t: t[:, :, None, :, None].expand(-1, -1, p, -1, p).flatten(3, 4).flatten(1, 2)[:, None]     # a value per tile to one per pixel
+        return (mul + pixels(2 * gpvar / k)) * x + add + pixels((gpmean - 2 * gpvar * pmean) / k), None
 
 def image_moments(
     x:torch.Tensor,   # features [B, C, H, W]; computed in fp32 (or fp64) whatever comes

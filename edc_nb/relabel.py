@@ -57,7 +57,7 @@ class ViewStream:
         "What identifies the stream: everything its views depend on except the pixels."
         return dict(seed=self.seed, batch_size=self.batch_size, images=len(self), size=self.images.shape[-1], augment={k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.s).items()})
 
-# %% ../nbs/10_relabel.ipynb #bf9cc045
+# %% ../nbs/10_relabel.ipynb #d8e56bfd
 class Teachers:
     "Observers that label together."
     def __init__(self,
@@ -74,8 +74,8 @@ class Teachers:
         batch_size:int=None,   # views per forward pass; None takes `relabel.teacher_batch`
     ) -> torch.Tensor:
         "Mean logits [N, C] in fp32."
-        out = []
-        for x in views.split(batch_size or self.s.teacher_batch):
+        out, cached = [], max(8, 2**16 // views[0, 0].numel()) if views.device.type == 'cpu' else len(views)    # larger maps leave a CPU's cache
+        for x in views.split(batch_size or min(self.s.teacher_batch, cached)):
             with self.run.autocast(): out.append(sum(m(x).float() for m in self.models) / len(self.models))
         return torch.cat(out)
 

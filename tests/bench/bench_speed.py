@@ -28,12 +28,12 @@ from torchvision import transforms as T
 
 from edc_nb.core import generator, make_runtime
 from edc_nb.data import Dataset, ImageSet, open_dataset, sample_per_class
-from edc_nb.evaluation import recalibrate, train_student
+from edc_nb.evaluation import LOSSES, Average, _groups, _student_epoch, recalibrate, student_batches
 from edc_nb.matching import collect_statistics
 from edc_nb.models import build_model
 from edc_nb.recipes import recipe
 from edc_nb.relabel import Labels, Teachers, ViewStream, make_labels
-from edc_nb.squeeze import stream, train_views
+from edc_nb.squeeze import make_optimizer, place, stream, train_views
 from edc_nb.synthesize import Observer, _Batch
 
 EDC = recipe('edc', 'cifar10')
@@ -46,11 +46,14 @@ SHEET_STEP = dict(resnet18=5.81, convnet_w128=.5, mobilenet_v2=1.2, wrn16_2=1.89
 
 # The authors' procedure
 
-def _tiles(x):
-    "[B, tiles, C * TILE**2]: resized to a multiple of TILE, even where the side is one, and copied tile by tile."
-    x = F.interpolate(x, [-(-n // TILE) * TILE for n in x.shape[2:]], mode='bilinear')
+def _resized(x): return F.interpolate(x, [-(-n // TILE) * TILE for n in x.shape[2:]], mode='bilinear')   # even where it fits already
+
+
+def _tiles(x, batch):
+    "The numbers in each tile, copied tile by tile: [tiles, B * C * TILE**2] of the batch, or [B, tiles, C * TILE**2] of its images."
     b, c, h, w = x.shape
-    return x.reshape(b, c, h // TILE, TILE, w // TILE, TILE).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // TILE**2, -1)
+    x = x.reshape(b, c, h // TILE, TILE, w // TILE, TILE)
+    return x.permute(2, 4, 0, 1, 3, 5).reshape(h * w // TILE**2, -1) if batch else x.permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // TILE**2, -1)
 
 
 def _moments(x, dim): return [x.mean(dim), x.var(dim, unbiased=False)]
@@ -67,14 +70,16 @@ class _AuthorsHook:
         kinds = 4 if self.conv else 2
         self.total, self.average, self.by_class = [0.] * kinds, [0.] * kinds, [[0.] * kinds for _ in range(self.owner.classes)]
 
-    def of_batch(self, x):
+    def of_batch(self, x, resized):
         out = [x.mean((0, 2, 3)), x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)]
-        return out + _moments(_tiles(x).transpose(0, 1).flatten(1), 1) if self.conv else out
+        return out + _moments(_tiles(resized, True), 1) if self.conv else out
 
     def collect(self, x):
+        stats = _moments(x.contiguous().view(*x.shape[:2], -1), 2)
         if self.conv:                           # batch norm has its running buffers
-            self.total = [t + s * (len(x) / self.owner.images) for t, s in zip(self.total, self.of_batch(x))]
-        stats = _moments(x.contiguous().view(*x.shape[:2], -1), 2) + (_moments(_tiles(x), 2) if self.conv else [])
+            resized = _resized(x)
+            self.total = [t + s * (len(x) / self.owner.images) for t, s in zip(self.total, self.of_batch(x, resized))]
+            stats += _moments(_tiles(resized, False), 2)
         for i in range(len(x)):                 # layer by layer, image by image
             c = self.owner.labels[i].item()
             self.by_class[c] = [total + s[i] for total, s in zip(self.by_class[c], stats)]
@@ -85,7 +90,7 @@ class _AuthorsHook:
 
     def match(self, x):
         self.loss = 0.
-        for k, s in enumerate(self.of_batch(x)):
+        for k, s in enumerate(self.of_batch(x, _resized(x) if self.conv else None)):
             self.average[k] = .8 * self.average[k] + .2 * s.detach()
             s = self.average[k] + s - s.detach()
             self.loss = self.loss + .5 * torch.norm(self.goal[k] - s) + .5 * torch.norm(self.class_goal[k][self.owner.labels].mean(0) - s)
@@ -286,12 +291,14 @@ class Bench:
     def evaluation(self):
         "Seconds of an epoch with IPC 10: our label pass and student, and the authors' loop; one student, and three that share the labels."
         images, labels = self.images(10)
-        s, blocks, store = EDC.replace({'evaluate.student': self.args.student, 'evaluate.epochs': 1, 'evaluate.checks': 1}), 2 if self.args.quick else 10, []
+        s, blocks, store = EDC, 2 if self.args.quick else 10, []
         views, teachers = ViewStream(images, labels, self.data, s.augment, 25, run=self.run), Teachers(list(self.models.values()), s.relabel, self.run)
         for m in self.models.values(): m.requires_grad_(True)          # as they come from training
         mended, shipped = (_AuthorsTraining(images, labels, teachers.models, self.data, self.args.student, self.run.device, b) for b in (False, True))
+        student = place(build_model(self.args.student, 10, 32, seed=0), self.run)
+        opt, average = make_optimizer(_groups(student, s.evaluate), 'adamw', s.evaluate.lr, device=self.run.device), Average(student, s.evaluate)
         best = self.race({'label pass': lambda: store.append(make_labels(views, teachers, blocks)),
-                          'student': lambda: train_student(views, Labels(views, store[-1]), self.data, s.evaluate, run=self.run),
+                          'student': lambda: _student_epoch(student.train(), opt, average, LOSSES['mse_ce'], student_batches(views, Labels(views, store[-1]), 0), s.evaluate, self.run),
                           'authors, mended': mended.epoch, 'authors, as shipped': shipped.epoch})
         best['label pass'] = best['label pass'] / blocks
         self.check('soft labels', store[-1].epoch(0, self.run.device), mended.label(torch.cat([v for _, v, _, _ in views.chunks(0)])))
