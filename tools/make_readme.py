@@ -16,6 +16,8 @@ def readme():
     for cell in nb.cells:
         if cell.cell_type == 'code':
             cell.source = '\n'.join(line for line in cell.source.split('\n') if not line.startswith('#|'))
+            for output in cell.outputs:
+                output.get('data', {}).pop('text/html', None)    # tables as plain text: pandas' styles mean nothing to a README
     text, resources = MarkdownExporter().from_notebook_node(nb, {'output_files_dir': 'nbs/index_files'})
     return text.strip() + '\n', resources['outputs']
 
