@@ -7,7 +7,7 @@ __all__ = ['SCHEMA', 'seed_for', 'generator', 'seeded', 'Runtime', 'make_runtime
            'write_json', 'read_json', 'save_tensors', 'load_tensors', 'Checkpoint', 'Store', 'check_finite']
 
 # %% ../nbs/01_core.ipynb #ca2eb9b2
-import contextlib, errno, hashlib, json, os, random, shutil, sys, time
+import contextlib, errno, hashlib, json, os, random, re, shutil, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -244,9 +244,18 @@ class Store:
             files = {str(p.relative_to(tmp)): p.stat().st_size for p in sorted(tmp.rglob('*')) if p.is_file()}
             write_json(tmp / 'manifest.json', dict(schema=SCHEMA, stage=stage, key=key, files=files, **manifest))
             folder.parent.mkdir(parents=True, exist_ok=True)
-            if folder.is_dir(): shutil.rmtree(folder)      # a twin process was faster; the content is the same
-            os.replace(tmp, folder)
+            try: os.rename(tmp, folder)
+            except OSError:
+                if not folder.is_dir(): raise        # else a twin process was faster; the content is the same, and others may be reading it
         finally: shutil.rmtree(tmp, ignore_errors=True)
+        self._sweep(f"{stage}-{key}.")
+
+    def _sweep(self, name): # what dead processes left of a stage that is finished now
+        for p in (self.root / 'partial').glob('*'):
+            if m := re.fullmatch(r'\.?' + re.escape(name) + r'(?:pt\.)?(\d+)(\..*tmp)?', p.name):
+                try: os.kill(int(m[1]), 0)
+                except ProcessLookupError: shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
+                except OSError: pass
 
 # %% ../nbs/01_core.ipynb #a44edf30
 def check_finite(

@@ -354,7 +354,7 @@ def image_rows(
     if ax is None:
         import matplotlib.pyplot as plt
         ax = plt.subplots(figsize=(min(10, n * pixels / 75 + 1.2), min(24, len(rows) * pixels / 75)), dpi=75)[1]
-    ax.imshow(grid.permute(0, 3, 1, 4, 2).reshape(len(rows) * (size + gap), n * (size + gap), 3), interpolation='nearest')
+    ax.imshow(grid.permute(0, 3, 1, 4, 2).reshape(len(rows) * (size + gap), n * (size + gap), 3).numpy(), interpolation='nearest')
     ax.set_xticks([]); ax.set_yticks([r * (size + gap) + size / 2 for r in range(len(rows))], [str(name)[:24] for name in rows], fontsize=8)
     ax.tick_params(length=0); ax.spines[:].set_visible(False)
     return ax

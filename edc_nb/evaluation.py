@@ -187,7 +187,7 @@ def train_student(
     if d := ck.load(run.device):
         model.load_state_dict(d['model']); opt.load_state_dict(d['opt']); schedule.load_state(d['schedule'])
         if average: average.mean = d['average']
-        start, losses, lrs, curve = d['epoch'], d['losses'], d['lrs'], d['curve']
+        start, losses, lrs, curve, raw = d['epoch'], d['losses'], d['lrs'], d['curve'], d['raw']
     checks = set(check_epochs(s))
     with run.bar(None, f"student {s.student}", total=s.epochs, initial=start) as bar:
         for epoch in range(start, s.epochs):
@@ -202,7 +202,7 @@ def train_student(
                 curve[epoch + 1] = _averaged_accuracy(model, average, stream, epoch, dataset, s, run)
             bar.update(); bar.set_postfix(loss=f"{losses[-1]:.3f}", **({'test': f"{curve[epoch + 1]:.1%}"} if epoch + 1 in curve else {}))
             ck.save(lambda: dict(model=model.state_dict(), opt=opt.state_dict(), schedule=schedule.state(), average=average.mean if average else None,
-                                 epoch=epoch + 1, losses=losses, lrs=lrs, curve=curve))
+                                 epoch=epoch + 1, losses=losses, lrs=lrs, curve=curve, raw=raw))
     if average:
         average.swap()
         if s.ema_buffers == 'recalibrated': recalibrate(model, _views(stream, s.epochs - 1))

@@ -44,9 +44,9 @@ class Ledger:
     def append(self, record):
         "Add one record (a dictionary); returns it with its schema number."
         record = dict(schema=SCHEMA) | record
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(record, default=str).encode() + b'\n'
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, 'ab+') as f:
                 _lock(f)
                 f.seek(0, os.SEEK_END)

@@ -111,7 +111,7 @@ class Chain:
     def _foreign(self, name): # weights trained elsewhere
         model, meta = load_weights(self.weights[name], name, self.dataset.num_classes, self.dataset.size)
         model = place(model, self.run).eval()
-        card = (meta or {}).get('card') or dict(observer=name, classes=self.dataset.num_classes, source=str(self.weights[name]))
+        card = dict(observer=name, classes=self.dataset.num_classes, source=str(self.weights[name])) | ((meta or {}).get('card') or {})
         if 'test_accuracy' in card: check_teacher(model, card, self.dataset, self.run)
         else: card['test_accuracy'] = accuracy(model, self.dataset, self.run)
         return model, card
@@ -233,19 +233,24 @@ def _working_in(out): # one process at a time; the lock goes with the process, h
         except OSError: raise EdcError(f"out: another process is working in {out}; wait for it or choose another folder") from None
         yield
 
+def _recipe_of(out): # recipe.yaml of a run's folder
+    path = Path(out) / 'recipe.yaml'
+    try: return from_yaml(path.read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, EdcError) as e: raise EdcError(f"{path} cannot be read: it is missing, truncated or not ours; put it back or choose another folder ({' '.join(str(e).split())[:100]})") from None
+
 def _claim(out, r, seed, dataset, run, store, data, weights): # first run: write run.json; later: compare
     # `data` is where the images came from, so that the folder can be evaluated again
-    now = dict(recipe=r.to_dict(), seed=seed, data_hash=dataset.hash)
+    now = dict(recipe=r.to_dict(), seed=seed, data_hash=dataset.hash, precision=run.precision, weights_hash={k: content_hash(Path(v).read_bytes().hex()) for k, v in weights.items() if Path(v).is_file()})
     path = out / 'run.json'
     if path.exists():
         was = read_json(path)
-        old = from_yaml((out / 'recipe.yaml').read_text())
-        changed = [k for k in diff(old, r).index] + [k for k in ('seed', 'data_hash') if was.get(k) != now[k]]
+        old = _recipe_of(out)
+        changed = [k for k in diff(old, r).index] + [k for k in ('seed', 'data_hash', 'precision', 'weights_hash') if was.get(k) != now[k]]
         if changed: raise EdcError(f"out: {out} holds another run, it differs in {', '.join(changed)}; choose another folder, or remove this one")
         return
     write_text(out / 'recipe.yaml', r.to_yaml())
     write_json(path, now | dict(name=r.name, hash=r.hash, dataset=dataset.name, classes=list(dataset.classes), size=dataset.size, data=str(Path(data).resolve()) if data else None, info=dataset.info,
-                                store=str(Path(store.root).resolve()), weights={k: str(v) for k, v in weights.items()}, precision=run.precision, deterministic=run.deterministic, threads=torch.get_num_threads()))
+                                store=str(Path(store.root).resolve()), weights={k: str(Path(v).resolve()) for k, v in weights.items()}, deterministic=run.deterministic, threads=torch.get_num_threads()))
 
 def _recorded(out): # how an earlier process ran here
     path = Path(out) / 'run.json'
@@ -319,6 +324,8 @@ def condense(
     check_recipe(r, dataset)
     where = Store(store or was.get('store') or out / 'store')
     chain = Chain(r, dataset.to(run.device), where, run, seed, weights or was.get('weights'))
+    for n in chain.weights:
+        if n not in _needed(r): raise EdcError(f"weights: {n!r} is none of this recipe's observers; accepted: {', '.join(sorted(_needed(r)))}")
     with _working_in(out):
         _claim(out, r, seed, dataset, run, where, None if isinstance(data, Dataset) else data, chain.weights)
         c = Condensed(chain, out)
@@ -335,7 +342,7 @@ def load_condensed(
     "Open the folder of an earlier `condense` to show or evaluate it; finishes it if it was stopped."
     was = _recorded(out)
     if not was: raise EdcError(f"{out} is not the folder of a run (it has no run.json)")
-    return condense(from_yaml((Path(out) / 'recipe.yaml').read_text()), data or was['data'], out, device=device, seed=was['seed'], progress=progress, labels=False)
+    return condense(_recipe_of(out), data or was['data'], out, device=device, seed=was['seed'], progress=progress, labels=False)
 
 # %% ../nbs/14_pipeline.ipynb #8229af32
 @dataclass

@@ -205,6 +205,7 @@ def synthesize(
                     history += _look(unseen, observers, bar); unseen = []
                 if t + 1 < s.iterations: ck.save(lambda: dict(x=x, turn=turn, snapshots=snapshots, batch=batch.state(), matchers=[o.matcher.state() for o in observers],
                                      history=torch.stack(history + _rows(unseen))))
+            if not torch.isfinite(batch.x).all(): raise EdcError(f"synthesize: the images are not finite after batch {b}, iteration {s.iterations - 1}, with observer {o.name}; try a smaller synthesize.lr, a smaller matching.weight, or precision fp32")
             x[index] = batch.x.detach()
             if turn < len(batches) * s.iterations:
                 ck.save(lambda: dict(x=x, turn=turn, snapshots=snapshots, batch={}, matchers=[o.matcher.state() for o in observers], history=torch.stack(history)))

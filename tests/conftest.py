@@ -1,5 +1,8 @@
 """Shared fixtures."""
 import os
+
+os.environ['OMP_NUM_THREADS'] = '1'     # before torch is imported: results depend on the number of threads, and small tensors gain nothing from more
+
 import subprocess
 import sys
 from pathlib import Path

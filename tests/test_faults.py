@@ -231,7 +231,7 @@ def test_killed_twenty_five_times_at_random(whole, tmp_path):
     rng, kills = random.Random(0), 0
     while kills < 25:
         process = start(tmp_path)
-        killer = threading.Timer(rng.uniform(3, 6) + 2 * (kills % 3 == 2), process.kill)
+        killer = threading.Timer(rng.uniform(2, 5) + 2 * (kills % 3 == 2), process.kill)
         killer.start()
         code, _, err = finish(process)
         killer.cancel()
@@ -241,7 +241,8 @@ def test_killed_twenty_five_times_at_random(whole, tmp_path):
         kills += 1
     code, _, err = finish(start(tmp_path))
     assert code == 0, err
-    assert kills >= 3
+    assert kills >= 5, kills
+    print(f'{kills} kills')
     same(whole, tmp_path / 'run')
 
 
@@ -309,8 +310,9 @@ def test_the_copy_is_sound(copied):
     assert finished(copied) == before
 
 
-@pytest.mark.parametrize('stage', ['observer', 'statistics', 'initialize', 'synthesize', 'relabel', 'evaluate'])
-@pytest.mark.parametrize('damage', ['truncated', 'garbage', 'missing', 'manifest', 'schema'])
+# a student's weights are not read back, only its result
+@pytest.mark.parametrize('damage,stage', [(d, s) for d in ('truncated', 'garbage', 'missing', 'manifest', 'schema')
+                                          for s in ('observer', 'statistics', 'initialize', 'synthesize', 'relabel', 'evaluate') if (d, s) != ('garbage', 'evaluate')])
 def test_damaged_results_are_refused_by_name(stage, damage, copied):
     payload = next((copied / 'store' / stage).rglob('*.safetensors'))
     manifest = payload.parent / 'manifest.json'
@@ -324,8 +326,6 @@ def test_damaged_results_are_refused_by_name(stage, damage, copied):
         manifest.write_text(manifest.read_text()[:40])
     else:
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | dict(schema=99)))
-    if stage == 'evaluate' and damage == 'garbage':
-        return      # a student's weights are not read back, only its result
     if stage in ('statistics', 'initialize') and damage == 'garbage':      # read when synthesis is computed
         shutil.rmtree(copied / 'store' / 'synthesize')
     text = refused(lambda: again(copied), payload.parent.name)
