@@ -138,7 +138,8 @@ def test_tiny_imagenet_20(data_root):
 def test_imagenet_one_per_class(data_root):
     path = data_root('imagenet1k_one_per_class')
     d = load(path, 'imagenet1k', size=64, classes=tuple(range(0, 1000, 100)))
-    assert (len(d.train), len(d.test), d.size, d.num_classes) == (10, 0, 64, 10)
+    assert (len(d.train), len(d.test), d.size, d.num_classes) == (10, 10, 64, 10)
+    assert torch.equal(d.train.images, d.test.images) and d.info['split'].startswith('none')     # nothing can be held out, and it says so
     ten = load(path, 'imagenet10')
     assert [c[:9] for c in ten.classes] == TEN and ten.size == 224 and len(ten.train) == 10
     t = pq.read_table(next(path.glob('*.parquet')))
