@@ -273,7 +273,7 @@ def _cat(
 
 Draws.__getitem__, Draws.state, Draws.from_state, Draws.cat = _getitem, _state, staticmethod(_from_state), staticmethod(_cat)
 
-# %% ../nbs/03_augment.ipynb #1795fbdf
+# %% ../nbs/03_augment.ipynb #5f8f80f7
 def draw(
     s:AugmentSettings,           # which augmentations
     n:int,                       # views in the epoch
@@ -283,7 +283,7 @@ def draw(
 ) -> Draws:
     "All random choices of one epoch of `n` views, on the CPU. Raises `EdcError` if patches do not divide the image."
     if n < 1 or batch_size < 1: raise EdcError(f"draw: got {n} views in batches of {batch_size}, expected at least 1 of each")
-    if size % s.patch_shuffle: raise EdcError(f"augment.patch_shuffle: {s.patch_shuffle} patches do not divide a side of {size} pixels")
+    if s.patch_shuffle and size % s.patch_shuffle: raise EdcError(f"augment.patch_shuffle: {s.patch_shuffle} patches do not divide a side of {size} pixels")
     box, flip = draw_crop(s.crop_scale, n, size, generator, s.flip)
     if s.crop != 'resized':
         box = torch.tensor([0., 0., size, size]).repeat(n, 1)
@@ -293,7 +293,7 @@ def draw(
     minus = (torch.rand(ops.shape, generator=generator) < 0.5) & signed[ops]
     magnitudes = torch.where(minus, -strength[ops], strength[ops])
     partner, mix_box, lam = _mixing(s, n, size, batch_size, generator)
-    shuffle = _shuffles(n, s.patch_shuffle, generator) if s.patch_shuffle > 1 else None
+    shuffle = _shuffles(n, s.patch_shuffle, generator) if s.patch_shuffle else None
     return Draws(box, flip, ops.to(torch.int8), magnitudes, partner, mix_box, lam, shuffle, size, batch_size, s.mix)
 
 # %% ../nbs/03_augment.ipynb #f4870bf9

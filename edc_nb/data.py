@@ -340,7 +340,7 @@ def _content(classes, train, test): # hash of a dataset's content
         for _, images, _ in part.batches(max(1, 2**22 // size**2), order, 'cpu'): h.update(np.ascontiguousarray(images.numpy()))
     return h.hexdigest()[:12]
 
-# %% ../nbs/02_data.ipynb #f5d3a43c
+# %% ../nbs/02_data.ipynb #a7170151
 def image_rows(
     rows:dict,      # what stands at the left of a row -> its images, uint8 [n, 3, S, S]
     ax=None,        # matplotlib axes
@@ -378,7 +378,7 @@ class _Shown: # the table and the picture of a `Dataset`
         rows = range(min(10, self.num_classes)) if classes is None else classes
         return image_rows({str(self.classes[c]): part.batch((part.labels == c).nonzero().flatten()[:n]) for c in rows}, ax)
 
-# %% ../nbs/02_data.ipynb #ef4f450a
+# %% ../nbs/02_data.ipynb #800a11ce
 @dataclass(eq=False)
 class Dataset(_Shown):
     "Training and test images with names, normalisation and provenance."
@@ -389,6 +389,7 @@ class Dataset(_Shown):
     mean:tuple         # per channel, of pixels from 0 to 1
     std:tuple          # per channel
     info:dict = field(default_factory=dict)  # source, split, counts, skipped, notes, normalisation, licence, citation
+    origin:str = None  # the path it was opened from, if one was given
 
     @property
     def num_classes(self): "C."; return len(self.classes)
@@ -877,7 +878,7 @@ def _read(part, size, memory_limit, workers, progress): # an `ImageSet`, or a `S
     if len(part) * 3 * size**2 > memory_limit: return StreamSet(part.source, part.rows, part.labels, size, workers)
     return ImageSet(_load(part.source, part.rows, size, workers, progress), part.labels)
 
-# %% ../nbs/02_data.ipynb #165e3eea
+# %% ../nbs/02_data.ipynb #160b9ce3
 def open_dataset(
     s:DataSettings,             # which images, at what size, how split
     data=None,                  # a folder, parquet file or archive; needed for ImageNet and for your own sets
@@ -900,4 +901,4 @@ def open_dataset(
     info = dict(source=found.source, split=found.split, counts=counts,
                 skipped=found.skipped, notes=found.notes, normalisation=norm or 'computed from the training images',
                 licence=known.get('licence', 'your own data'), citation=known.get('citation', ''))
-    return Dataset(s.name, train, test, found.classes, mean, std, info)
+    return Dataset(s.name, train, test, found.classes, mean, std, info, None if data is None else str(Path(data).resolve()))

@@ -93,7 +93,7 @@ def ce_loss(
     own, other = (F.cross_entropy(z, y, reduction='none') for y in (batch.hard, batch.partner))
     return (batch.lam * own + (1 - batch.lam) * other).mean()
 
-# %% ../nbs/11_evaluation.ipynb #f8969e2b
+# %% ../nbs/11_evaluation.ipynb #d129255b
 class Average:
     "Exponential moving average of a network's parameters (and buffers, where asked)."
     def __init__(self,
@@ -103,11 +103,22 @@ class Average:
         self.model, self.s = model, s
         self.tensors = list(model.parameters()) + [b for b in model.buffers() if s.ema_buffers == 'ema' and b.is_floating_point()]
         self.mean = [t.detach().clone() for t in self.tensors]
+        self.names = [n for n, _ in model.named_parameters()]
 
     @torch.no_grad()
     def update(self):
         "Take one step towards the student."
         torch._foreach_lerp_(self.mean, [t.detach() for t in self.tensors], 1 - self.s.ema_rate)
+
+    @torch.no_grad()
+    def logits(self,
+        views:torch.Tensor,      # [B, 3, S, S]
+    ) -> torch.Tensor:
+        "What the averaged student says, in eval mode; the student is left in training mode."
+        self.model.eval()
+        z = torch.func.functional_call(self.model, dict(zip(self.names, self.mean)), (views,))
+        self.model.train()
+        return z
 
     def swap(self):
         "Exchange average and student; twice is as before."
@@ -148,7 +159,7 @@ def check_epochs(
     "Epochs (counted from 1) after which the test accuracy is read: spread over the last fifth, the last one included."
     return sorted({max(1, round(s.epochs - i * s.epochs / (5 * s.checks))) for i in range(s.checks)})
 
-# %% ../nbs/11_evaluation.ipynb #33697c93
+# %% ../nbs/11_evaluation.ipynb #d4c9524e
 @dataclass
 class StudentResult:
     "How one student did. Accuracies are top-1 on the test images, in [0, 1]."
@@ -209,14 +220,42 @@ def train_student(
     best = max(curve, key=curve.get)
     return model.eval(), StudentResult(s.student, seed, curve[s.epochs], curve[best], best, raw, curve, losses, lrs)
 
+def _parts(batch, k): # of nearly equal size, with their share of the batch
+    for i in torch.arange(len(batch.hard), device=batch.hard.device).chunk(k):
+        yield Batch(*(None if v is None else v[i[0]:i[-1] + 1] for v in vars(batch).values())), len(i) / len(batch.hard)
+
+def _gradient(model, average, loss_fn, batch, s, run): # leaves the gradient in the parameters, returns the loss
+    model.zero_grad(set_to_none=True)
+    total = 0.
+    for part, share in _parts(batch, s.accumulate) if s.accumulate > 1 else ((batch, 1.),):
+        with run.autocast(): z = model(part.views)
+        loss = loss_fn(z.float(), part, s)
+        if s.flatness == 'ema':
+            with run.autocast(): ema = average.logits(part.views)
+            p, q = (F.log_softmax(v.float() / s.flatness_temperature, 1) for v in (z, ema))
+            loss = loss + s.flatness_weight * (p.exp() * (p - q)).sum(1).mean()
+        (loss * share).backward()
+        total = total + loss.detach() * share
+    return total
+
+def _ascend(model, average, loss_fn, batch, s, run): # SAM: from here to the worst point nearby, its gradient, and back
+    params = [p for p in model.parameters() if p.grad is not None]
+    grads = [p.grad for p in params]
+    scale = s.sam_radius / torch.stack(torch._foreach_norm(grads)).norm().clamp_min(1e-12)
+    step, buffers = torch._foreach_mul(grads, scale), [b.clone() for b in model.buffers()]
+    with torch.no_grad(): torch._foreach_add_(params, step)
+    _gradient(model, average, loss_fn, batch, s, run)
+    with torch.no_grad():
+        torch._foreach_sub_(params, step)
+        for b, k in zip(model.buffers(), buffers): b.copy_(k)      # batch norm saw the batch once already
+
 def _student_epoch(model, opt, average, loss_fn, batches, s, run): # one pass; losses stay on the device
     losses = []
     for batch in batches:
-        with run.autocast(): z = model(batch.views)
-        loss = loss_fn(z.float(), batch, s)
-        opt.zero_grad(set_to_none=True); loss.backward(); opt.step()
+        losses.append(_gradient(model, average, loss_fn, batch, s, run))
+        if s.flatness == 'sam': _ascend(model, average, loss_fn, batch, s, run)
+        opt.step()
         if average: average.update()
-        losses.append(loss.detach())
     return torch.stack(losses)
 
 def _views(stream, epoch): return (v for _, views, _, _ in stream.chunks(epoch) for v in views.split(stream.batch_size))

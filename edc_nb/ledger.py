@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'environment', 'Ledger', 'summarise']
 
-# %% ../nbs/13_ledger.ipynb #fd20adc8
+# %% ../nbs/13_ledger.ipynb #28952a31
 import datetime, json, os, platform, subprocess, sys
 from pathlib import Path
 import torch
-from .settings import EdcError
+from .settings import EdcError, from_dict
 from .core import Runtime
 
 # %% ../nbs/13_ledger.ipynb #ed3838c9
@@ -32,8 +32,8 @@ def _commit(): # of the checkout the library runs from; '+' where files differ f
         return head.stdout.strip() + ('+' if git('status', '--porcelain', '-uno', '--', str(here)).stdout.strip() else '')
     except (OSError, subprocess.TimeoutExpired): return None
 
-# %% ../nbs/13_ledger.ipynb #f1f8c011
-SCHEMA = 1
+# %% ../nbs/13_ledger.ipynb #01618cf3
+SCHEMA = 2
 
 class Ledger:
     "Records in a JSON-lines file."
@@ -60,7 +60,7 @@ class Ledger:
         if not self.path.is_file(): return []
         out = []
         for line in self.path.read_text(encoding='utf-8').splitlines():
-            try: out.append(json.loads(line))
+            try: out.append(_upgraded(json.loads(line)))
             except json.JSONDecodeError: continue
         return out
 
@@ -73,6 +73,11 @@ class Ledger:
     def find(self, **wanted):
         "Records whose fields equal all of `wanted`, e.g. `recipe_hash=..., student='resnet18', seed=0`."
         return [r for r in self.records() if all(r.get(k) == v for k, v in wanted.items())]
+
+def _upgraded(r): # schema 1 hashed the defaults too, and wrote an absent patch shuffle as 1
+    if r.get('schema', 1) >= 2 or 'settings' not in r: return r
+    settings = r['settings'] | dict(augment=r['settings']['augment'] | {k: 0 for k, v in r['settings']['augment'].items() if k == 'patch_shuffle' and v == 1})
+    return r | dict(schema=SCHEMA, settings=settings, recipe_hash=from_dict(settings).hash)
 
 def _lock(f):
     try:

@@ -4,55 +4,64 @@
 
 # %% auto #0
 __all__ = ['check_recipe', 'stage_key', 'Chain', 'Condensed', 'contact_sheet', 'condense', 'load_condensed', 'Report', 'evaluate',
-           'Quickstart', 'quickstart']
+           'Quickstart', 'quickstart', 'from_elsewhere', 'put_given']
 
-# %% ../nbs/14_pipeline.ipynb #35a79dc0
+# %% ../nbs/14_pipeline.ipynb #c63070fc
 import contextlib, dataclasses, math, os
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
-from .settings import EdcError, Recipe, EvaluateSettings, from_yaml, content_hash, diff, one_of
+from .settings import EdcError, Recipe, EvaluateSettings, from_yaml, content_hash, diff, one_of, chosen
 from .core import Runtime, Store, Meter, Checkpoint, make_runtime, atomic_path, write_text, write_json, read_json, load_tensors, save_tensors
 from .data import Dataset, image_rows, open_dataset
 from .models import build_model, load_weights, save_weights, model_names
 from .squeeze import train_observer, check_teacher, accuracy, place
 from .matching import Statistics, collect_statistics
-from .initialize import Initial, INITIALIZATIONS, initialize
-from .synthesize import Observer, Synthetic, synthesize
+from .initialize import Initial, INITIALIZATIONS, register_initialization, initialize
+from .synthesize import SYNTHESES, Observer, Synthetic, synthesize
+from . import bilevel    # registers dm and dc
 from .relabel import ViewStream, Teachers, LabelStore, Labels, make_labels
 from .evaluation import LOSSES, StudentResult, train_student
 from .schedules import make_schedule
-from .recipes import recipe, random_real
+from .recipes import recipe, random_real, for_student
 from .ledger import Ledger, environment, summarise
 
-# %% ../nbs/14_pipeline.ipynb #53cbdcfd
+# %% ../nbs/14_pipeline.ipynb #e5789029
 def check_recipe(
     r:Recipe,                # the recipe
     dataset:Dataset=None,    # the data, if already open: then sizes and class counts are checked too
 ):
     "Look up every name and compare settings with each other and with the data; `EdcError` tells the first contradiction."
     one_of('initialize.method', r.initialize.method, INITIALIZATIONS)
+    one_of('synthesize.method', r.synthesize.method, SYNTHESES)
     loss = LOSSES[one_of('evaluate.loss', r.evaluate.loss, LOSSES)]
     if loss.soft and r.relabel.labels == 'hard': raise EdcError(f"evaluate.loss: got {r.evaluate.loss!r}, which needs soft labels, but relabel.labels is 'hard'; accepted with hard labels: {', '.join(k for k, f in LOSSES.items() if not f.soft)}")
     make_schedule(r.evaluate)
-    for where, names in (('synthesize.observers', r.synthesize.observers), ('relabel.observers', r.relabel.observers), ('evaluate.student', (r.evaluate.student,)), ('initialize.observer', (r.initialize.observer,) if r.initialize.method == 'rded' else ())):
+    for where, names in (('synthesize.observers', r.synthesize.observers), ('relabel.observers', r.relabel.observers), ('evaluate.student', (r.evaluate.student,)), ('initialize.observer', (r.initialize.observer,) if r.initialize.method in _SEEING else ()), ('bilevel.network', (r.bilevel.network,))):
         if not names and where != 'initialize.observer': raise EdcError(f"{where}: got an empty list, expected at least one of: {', '.join(model_names())}")
         for n in names:
             if ':' not in n: one_of(where, n, model_names())
+    s, m = r.synthesize, r.matching
+    if s.stage_sizes and m.patch and m.taps != 'bn': raise EdcError(f"synthesize.stage_sizes: got {list(s.stage_sizes)}, but patch statistics (matching.patch = {m.patch}) belong to one image size; accepted with sizes that change: matching.patch=0 or matching.taps=bn")
+    if r.relabel.bn == 'batch' and r.evaluate.batch_size % r.relabel.bn_parts: raise EdcError(f"relabel.bn_parts: got {r.relabel.bn_parts}, which does not divide evaluate.batch_size = {r.evaluate.batch_size}")
     if dataset is None: return
     counts = [len(i) for i in dataset.by_class]
-    if r.initialize.method == 'real' and not r.initialize.replacement and min(counts) < r.ipc:
+    if (r.initialize.method == 'real' and not r.initialize.replacement or r.initialize.method in ('herding', 'k-centre')) and min(counts) < r.ipc:
         c = counts.index(min(counts))
-        raise EdcError(f"ipc: got {r.ipc}, but class {dataset.classes[c]!r} has {counts[c]} training images and initialize.method 'real' draws without replacement; accepted: at most {counts[c]}, or initialize.replacement=true")
+        raise EdcError(f"ipc: got {r.ipc}, but class {dataset.classes[c]!r} has {counts[c]} training images and initialize.method {r.initialize.method!r} draws without replacement; accepted: at most {counts[c]}" + (", or initialize.replacement=true" if r.initialize.method == 'real' else ''))
+    if s.stage_sizes and s.stage_sizes[-1] != dataset.size: raise EdcError(f"synthesize.stage_sizes: got {list(s.stage_sizes)}, but the last stage must end at the image size {dataset.size}")
     if r.initialize.method == 'rded' and dataset.size % r.initialize.factor: raise EdcError(f"initialize.factor: got {r.initialize.factor}, expected a divisor of the image size {dataset.size}")
-    if dataset.size % r.augment.patch_shuffle: raise EdcError(f"augment.patch_shuffle: got {r.augment.patch_shuffle}, expected a divisor of the image size {dataset.size}")
+    if r.augment.patch_shuffle and dataset.size % r.augment.patch_shuffle: raise EdcError(f"augment.patch_shuffle: got {r.augment.patch_shuffle}, expected a divisor of the image size {dataset.size}")
     for n in _needed(r) | {r.evaluate.student}: build_model(n, dataset.num_classes, dataset.size)
 
-def _needed(r): # the observers that take part
-    syn = set(r.synthesize.observers) if r.synthesize.iterations else set()
-    return syn | (set(r.relabel.observers) if r.relabel.labels == 'soft' else set()) | ({r.initialize.observer} if r.initialize.method == 'rded' else set())
+_SEEING = ('rded', 'herding', 'k-centre')       # initialisations that ask an observer
 
-# %% ../nbs/14_pipeline.ipynb #48cf7782
+def _matches(r): return r.synthesize.iterations and r.synthesize.method == 'matching'
+
+def _needed(r): # the observers that take part
+    return (set(r.synthesize.observers) if _matches(r) else set()) | (set(r.relabel.observers) if r.relabel.labels == 'soft' else set()) | ({r.initialize.observer} if r.initialize.method in _SEEING else set())
+
+# %% ../nbs/14_pipeline.ipynb #72cccf28
 def stage_key(
     stage:str,     # the stage's name
     inputs,        # all that its result depends on
@@ -69,8 +78,9 @@ class Chain:
         run:Runtime=Runtime(),     # where and how to compute
         seed:int=0,                # the chain's seed: observers, statistics, initialisation, synthesis
         weights:dict=None,         # observers trained elsewhere: name -> file
+        given:dict=None,           # images (and labels by seed) made elsewhere: the keys that `put_given` returned
     ):
-        self.r, self.dataset, self.store, self.run, self.seed, self.weights = r, dataset, store, run, seed, dict(weights or {})
+        self.r, self.dataset, self.store, self.run, self.seed, self.weights, self.given = r, dataset, store, run, seed, dict(weights or {}), given
         self.costs, self._observers = {}, {}
         self.data_key = dict(hash=dataset.hash, mean=list(dataset.mean), std=list(dataset.std), size=dataset.size, precision=run.precision)
 
@@ -91,7 +101,7 @@ class Chain:
     def observer_key(self, name):
         "What an observer depends on."
         if name in self.weights: return dict(data=self.data_key, file=content_hash(Path(self.weights[name]).read_bytes().hex()) if Path(self.weights[name]).is_file() else None, name=name)
-        return dict(data=self.data_key, squeeze=vars(self.r.squeeze) | {'full_epochs': None}, name=name, seed=self.seed)
+        return dict(data=self.data_key, squeeze=chosen(dataclasses.replace(self.r.squeeze, full_epochs=0)), name=name, seed=self.seed)
 
     def observer(self, name):
         "`(model, card)` of an observer; weights given from outside are checked against the data."
@@ -126,34 +136,42 @@ class Chain:
     def initial_key(self):
         "What the initial images depend on."
         s = self.r.initialize
-        return dict(data=self.data_key, ipc=self.r.ipc, initialize=vars(s), seed=self.seed, observer=self.observer_key(s.observer) if s.method == 'rded' else None)
+        return dict(data=self.data_key, ipc=self.r.ipc, initialize=chosen(s) if s.method in _SEEING else chosen(s) | {'observer': None}, seed=self.seed, observer=self.observer_key(s.observer) if s.method in _SEEING else None)
 
     def initial(self):
         "`Initial` images."
         s = self.r.initialize
-        def make(ck): return initialize(self.dataset, s, self.r.ipc, seed=self.seed, run=self.run, observers={s.observer: self.observer(s.observer)[0]} if s.method == 'rded' else {}, checkpoint=ck)
+        def make(ck): return initialize(self.dataset, s, self.r.ipc, seed=self.seed, run=self.run, observers={s.observer: self.observer(s.observer)[0]} if s.method in _SEEING else {}, checkpoint=ck)
         return self._stage('initialize', self.initial_key(), make, lambda i, folder: save_tensors(folder / 'initial.safetensors', vars(i)),
                            lambda folder: Initial(**load_tensors(folder / 'initial.safetensors', self.run.device)[0]), 'images')[0]
 
     def synthetic_key(self):
         "What the condensed images depend on."
+        if self.given: return dict(given=self.given['images'])
         r, base = self.r, dict(initial=self.initial_key(), format=self.r.synthesize.image_format)
         if not r.synthesize.iterations: return base
-        return base | dict(synthesize=vars(r.synthesize), matching=vars(r.matching), observers=[self.observer_key(n) for n in r.synthesize.observers], seed=self.seed)
+        if r.synthesize.method != 'matching': return base | dict(synthesize=chosen(r.synthesize) | {'observers': None}, bilevel=chosen(r.bilevel), seed=self.seed)
+        return base | dict(synthesize=chosen(r.synthesize), matching=chosen(r.matching), observers=[self.observer_key(n) for n in r.synthesize.observers], seed=self.seed)
 
     def synthetic(self):
         "`Synthetic` images."
         r = self.r
         def make(ck):
-            observers = [Observer(n, self.observer(n)[0], self.statistics(n), self.dataset.size, r.matching) for n in r.synthesize.observers] if r.synthesize.iterations else []
-            return synthesize(self.initial(), observers, self.dataset, r.synthesize, r.matching, seed=self.seed, run=self.run, checkpoint=ck)
-        self.prepare()
+            if self.given: raise EdcError(f"the imported images are no longer in the store {self.store.root}; import them again")
+            observers = [Observer(n, self.observer(n)[0], self.statistics(n), self.dataset.size, r.matching) for n in r.synthesize.observers] if _matches(r) else []
+            return synthesize(self.initial(), observers, self.dataset, r.synthesize, r.matching, r.bilevel, seed=self.seed, run=self.run, checkpoint=ck)
+        if not self.given: self.prepare()
         return self._stage('synthesize', self.synthetic_key(), make, lambda s, folder: s.save(folder / 'condensed.safetensors'), lambda folder: Synthetic.load(folder / 'condensed.safetensors'), 'images')[0]
+
+    def needed(self, seed=None):
+        "Names of the observers that take part (for the labels of a seed, where images and labels were given)."
+        if not self.given: return _needed(self.r)
+        return set() if self.r.relabel.labels == 'hard' or str(seed) in self.given['labels'] else set(self.r.relabel.observers)
 
     def prepare(self):
         "Everything that synthesis needs, so that its own seconds are its own."
         for n in sorted(_needed(self.r), key=[*self.r.synthesize.observers, *self.r.relabel.observers, self.r.initialize.observer].index): self.observer(n)
-        if self.r.synthesize.iterations:
+        if _matches(self.r):
             for n in self.r.synthesize.observers: self.statistics(n)
         self.initial()
 
@@ -164,7 +182,8 @@ class Chain:
     def label_key(self, seed):
         "What the stored labels of a seed depend on."
         r = self.r
-        return dict(images=self.synthetic_key(), observers=[self.observer_key(n) for n in r.relabel.observers], augment=vars(r.augment), relabel=vars(r.relabel),
+        if self.given and str(seed) in self.given['labels']: return dict(given=self.given['labels'][str(seed)])
+        return dict(images=self.synthetic_key(), observers=[self.observer_key(n) for n in r.relabel.observers], augment=chosen(r.augment), relabel=chosen(r.relabel),
                     epochs=r.evaluate.epochs, batch=r.evaluate.batch_size, seed=seed)
 
     def labels(self, stream):
@@ -172,14 +191,14 @@ class Chain:
         r = self.r
         if r.relabel.labels == 'hard': return Labels(stream)
         def committee(): return Teachers([self.observer(n)[0] for n in r.relabel.observers], r.relabel, self.run)
-        if r.relabel.mode == 'online': return Labels(stream, teachers=committee(), epochs=r.evaluate.epochs)
+        if r.relabel.mode == 'online' and not (self.given and self.given['labels']): return Labels(stream, teachers=committee(), epochs=r.evaluate.epochs)
         return Labels(stream, self._stage('relabel', self.label_key(stream.seed), lambda ck: make_labels(stream, committee(), r.evaluate.epochs, names=r.relabel.observers, checkpoint=ck),
                                           lambda s, folder: s.save(folder / 'labels.safetensors'), lambda folder: LabelStore.load(folder / 'labels.safetensors', self.run.device), f'seed {stream.seed}')[0])
 
     def student(self, seed):
         "`(StudentResult, folder with the student's weights)` of one seed."
         r, syn = self.r, self.synthetic()
-        inputs = dict(labels=self.label_key(seed) if r.relabel.labels == 'soft' else dict(images=self.synthetic_key(), augment=vars(r.augment), seed=seed), evaluate=vars(r.evaluate))
+        inputs = dict(labels=self.label_key(seed) if r.relabel.labels == 'soft' else dict(images=self.synthetic_key(), augment=chosen(r.augment), seed=seed), evaluate=chosen(r.evaluate))
         stream = self.stream(syn.images, syn.labels, seed)
         labels = self.labels(stream)
         def save(result, folder):
@@ -195,7 +214,7 @@ class Chain:
         "Test accuracy of the student's architecture trained on all real images with hard labels (the observers' settings, `squeeze.full_epochs`, a cosine to zero); None if `train` is false and it is not in the store."
         s, name = self.r.squeeze, self.r.evaluate.student
         s = dataclasses.replace(s, epochs=s.full_epochs or s.epochs, keep_epoch=0, full_epochs=0, schedule='cosine', slowdown=1.)    # a teacher may be left half-trained, a reference not
-        inputs = dict(data=self.data_key, squeeze=vars(s), name=name, seed=self.seed)
+        inputs = dict(data=self.data_key, squeeze=chosen(s), name=name, seed=self.seed)
         if not train and self.store.manifest('full', stage_key('full', inputs)) is None: return None
         def make(ck): return train_observer(name, self.dataset, s, seed=self.seed, run=self.run, checkpoint=ck)
         return self._stage('full', inputs, make, lambda result, folder: write_json(folder / 'card.json', result[1]), lambda folder: read_json(folder / 'card.json'), name)[0]['test_accuracy']
@@ -218,7 +237,7 @@ class Chain:
         for (stage, _), (_, p) in self.costs.items(): out[stage] = max(out.get(stage, 0.), p)
         return out
 
-# %% ../nbs/14_pipeline.ipynb #128e77c4
+# %% ../nbs/14_pipeline.ipynb #29391fc2
 @contextlib.contextmanager
 def _working_in(out): # one process at a time; the lock goes with the process, however it ends
     try:
@@ -238,14 +257,14 @@ def _recipe_of(out): # recipe.yaml of a run's folder
     try: return from_yaml(path.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, EdcError) as e: raise EdcError(f"{path} cannot be read: it is missing, truncated or not ours; put it back or choose another folder ({' '.join(str(e).split())[:100]})") from None
 
-def _claim(out, r, seed, dataset, run, store, data, weights): # first run: write run.json; later: compare
+def _claim(out, r, seed, dataset, run, store, data, weights, given): # first run: write run.json; later: compare
     # `data` is where the images came from, so that the folder can be evaluated again
-    now = dict(recipe=r.to_dict(), seed=seed, data_hash=dataset.hash, precision=run.precision, weights_hash={k: content_hash(Path(v).read_bytes().hex()) for k, v in weights.items() if Path(v).is_file()})
+    now = dict(recipe=r.to_dict(), seed=seed, data_hash=dataset.hash, precision=run.precision, given=given, weights_hash={k: content_hash(Path(v).read_bytes().hex()) for k, v in weights.items() if Path(v).is_file()})
     path = out / 'run.json'
     if path.exists():
         was = read_json(path)
         old = _recipe_of(out)
-        changed = [k for k in diff(old, r).index] + [k for k in ('seed', 'data_hash', 'precision', 'weights_hash') if was.get(k) != now[k]]
+        changed = [k for k in diff(old, r).index] + [k for k in ('seed', 'data_hash', 'precision', 'weights_hash', 'given') if was.get(k) != now[k]]
         if changed: raise EdcError(f"out: {out} holds another run, it differs in {', '.join(changed)}; choose another folder, or remove this one")
         return
     write_text(out / 'recipe.yaml', r.to_yaml())
@@ -300,7 +319,7 @@ def _save_sheet(path, *args): # as PNG, without a window
     contact_sheet(*args, n, fig.subplots())
     with atomic_path(path) as tmp: fig.savefig(tmp, format='png')
 
-# %% ../nbs/14_pipeline.ipynb #a0b54985
+# %% ../nbs/14_pipeline.ipynb #029580d3
 def condense(
     r:Recipe,                    # what to run, e.g. `recipe('edc', 'cifar10', ipc=10)`
     data=None,                   # where the images are: a folder, parquet files, an archive, or an open `Dataset`; None for bundled and downloadable sets
@@ -312,6 +331,7 @@ def condense(
     seed:int=0,                  # of the whole chain
     store=None,                  # where stages are kept; None is `out/store`; shared stores share stages
     weights:dict=None,           # observers trained elsewhere: name -> safetensors or .pt file
+    given:dict=None,             # images made elsewhere: the keys that `put_given` returned
     labels:bool=True,            # make the soft labels of seed 0 as well
     progress:bool=True,          # show progress bars
 ) -> Condensed:
@@ -323,13 +343,14 @@ def condense(
     dataset = data if isinstance(data, Dataset) else open_dataset(r.data, data, seed=seed)
     check_recipe(r, dataset)
     where = Store(store or was.get('store') or out / 'store')
-    chain = Chain(r, dataset.to(run.device), where, run, seed, weights or was.get('weights'))
+    chain = Chain(r, dataset.to(run.device), where, run, seed, weights or was.get('weights'), given or was.get('given'))
+    if r.initialize.method == 'given' and not chain.given: initialize(dataset, r.initialize, r.ipc)
     for n in chain.weights:
-        if n not in _needed(r): raise EdcError(f"weights: {n!r} is none of this recipe's observers; accepted: {', '.join(sorted(_needed(r)))}")
+        if n not in chain.needed(): raise EdcError(f"weights: {n!r} is none of this recipe's observers; accepted: {', '.join(sorted(chain.needed()))}")
     with _working_in(out):
-        _claim(out, r, seed, dataset, run, where, None if isinstance(data, Dataset) else data, chain.weights)
+        _claim(out, r, seed, dataset, run, where, dataset.origin, chain.weights, chain.given)
         c = Condensed(chain, out)
-        if labels and r.relabel.labels == 'soft' and r.relabel.mode == 'stored': chain.labels(chain.stream(c.images, c.labels, 0))
+        if labels and not given and r.relabel.labels == 'soft' and r.relabel.mode == 'stored': chain.labels(chain.stream(c.images, c.labels, 0))
         if not (out / 'contact_sheet.png').exists(): _save_sheet(out / 'contact_sheet.png', c.images, c.labels, c.classes)
     return c
 
@@ -344,7 +365,7 @@ def load_condensed(
     if not was: raise EdcError(f"{out} is not the folder of a run (it has no run.json)")
     return condense(_recipe_of(out), data or was['data'], out, device=device, seed=was['seed'], progress=progress, labels=False)
 
-# %% ../nbs/14_pipeline.ipynb #8229af32
+# %% ../nbs/14_pipeline.ipynb #211429f6
 @dataclass
 class Report:
     "Records of evaluated students; see `table`."
@@ -360,7 +381,7 @@ class Report:
 
 def evaluate(
     c:Condensed,               # a condensed set
-    student:str=None,          # architecture; None takes the recipe's
+    student:str=None,          # architecture, at the learning rate that the method's authors gave it; None takes the recipe's
     seeds=1,                   # how many seeds, or a list of them
     *,
     changes:dict=None,         # other settings of `evaluate`, `augment` or `relabel`, e.g. `{'evaluate.zeta': 1}`
@@ -371,14 +392,14 @@ def evaluate(
     fixed = ('evaluate', 'augment', 'relabel')
     for k in changes or {}:
         if k.split('.')[0] not in fixed: raise EdcError(f"changes: {k!r} changes the images; accepted here: settings of {', '.join(fixed)} (make another run for the others)")
-    r = c.recipe.replace({**(changes or {}), **({'evaluate.student': student} if student else {})})
+    r = for_student(c.recipe, student).replace(changes or {}) if student else c.recipe.replace(changes or {})
     check_recipe(r, c.chain.dataset)
     seeds = range(seeds) if isinstance(seeds, int) else list(seeds)
     if not len(seeds): raise EdcError(f"seeds: got {seeds!r}, expected at least one seed")
     old, records, own = c.chain, [], Ledger(c.out / 'ledger.jsonl')
     with _working_in(c.out):
         for seed in seeds:
-            chain = Chain(r, old.dataset, old.store, old.run, old.seed, old.weights)
+            chain = Chain(r, old.dataset, old.store, old.run, old.seed, old.weights, old.given)
             chain._observers = old._observers       # networks in memory
             record = _record(chain, seed, full_data)
             for led in (own, *([Ledger(ledger)] if ledger else [])):
@@ -388,12 +409,12 @@ def evaluate(
 
 def _record(chain, seed, full_data): # one student's line in the ledger
     r, d = chain.r, chain.dataset
-    chain.prepare()
+    if not chain.given: chain.prepare()
     result, folder = chain.student(seed)
     syn = chain.synthetic()
-    observers = {n: chain.observer(n)[1]['test_accuracy'] for n in sorted(_needed(r))}
+    observers = {n: chain.observer(n)[1]['test_accuracy'] for n in sorted(chain.needed(seed))}
     full = chain.full_data(full_data is True) if full_data else None
-    ensemble = chain.ensemble() if r.relabel.labels == 'soft' else None
+    ensemble = chain.ensemble() if r.relabel.labels == 'soft' and chain.needed(seed) else None
     chosen = result.last if r.evaluate.report == 'last' else result.best
     return dict(recipe=r.name, recipe_hash=r.hash, settings=r.to_dict(), dataset=d.name, data_hash=d.hash, data_info={k: v for k, v in d.info.items() if isinstance(v, (str, int, float))}, classes=d.num_classes, size=d.size,
                 train_images=len(d.train), test_images=len(d.test), ipc=r.ipc, images=len(syn.images), images_hash=content_hash(syn.images.numpy().tobytes().hex()), student=r.evaluate.student, seed=seed, chain_seed=chain.seed,
@@ -452,3 +473,23 @@ def quickstart(
             rows.append((label, evaluate(c, seeds=seeds, full_data=True, ledger=ledger), c))
     finally: torch.set_num_threads(threads)
     return Quickstart(rows, out)
+
+# %% ../nbs/14_pipeline.ipynb #bd27a5fe
+@register_initialization('given')
+def from_elsewhere(dataset, s, ipc, *, seed, run, observers, checkpoint):
+    "The name under which recipes of imported sets stand; there is nothing to make."
+    raise EdcError("initialize.method: 'given' stands for images made elsewhere; import them (`edc import`, or `exchange.import_condensed`) instead of condensing")
+
+def put_given(
+    store:Store,           # a run's store
+    synthetic:Synthetic,   # the images
+    labels:dict=None,      # seed -> `LabelStore`
+) -> dict:
+    "Put images and labels made elsewhere into a store; returns the keys that `condense(given=...)` takes."
+    def put(stage, tensors, save):
+        key = content_hash([[k, str(v.dtype), list(v.shape), v.contiguous().view(torch.uint8).numpy().tobytes().hex()] for k, v in sorted(tensors.items())])
+        if store.manifest(stage, stage_key(stage, dict(given=key))) is None:
+            with store.write(stage, stage_key(stage, dict(given=key)), inputs=dict(given=key), seconds=0., peak_mb=0., resumed=False) as folder: save(folder)
+        return key
+    return dict(images=put('synthesize', dict(images=synthetic.images, labels=synthetic.labels), lambda folder: synthetic.save(folder / 'condensed.safetensors')),
+                labels={str(s): put('relabel', l.tensors, lambda folder: l.save(folder / 'labels.safetensors')) for s, l in (labels or {}).items()})

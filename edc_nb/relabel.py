@@ -57,7 +57,7 @@ class ViewStream:
         "What identifies the stream: everything its views depend on except the pixels."
         return dict(seed=self.seed, batch_size=self.batch_size, images=len(self), size=self.images.shape[-1], augment={k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.s).items()})
 
-# %% ../nbs/10_relabel.ipynb #d8e56bfd
+# %% ../nbs/10_relabel.ipynb #6cbbaef0
 class Teachers:
     "Observers that label together."
     def __init__(self,
@@ -88,7 +88,7 @@ class Teachers:
 
     def _label(self, stream, epochs):
         if self.s.bn == 'batch':
-            with _batch_statistics(self.models): return torch.stack([torch.cat([self(v, stream.batch_size) for _, v, _, _ in stream.chunks(e)]) for e in epochs])
+            with _batch_statistics(self.models): return torch.stack([torch.cat([self(v, -(-stream.batch_size // self.s.bn_parts)) for _, v, _, _ in stream.chunks(e)]) for e in epochs])
         small = len(stream) * stream.images[0].numel() * len(epochs) <= 2**26
         if small: return self(torch.cat([v for e in epochs for _, v, _, _ in stream.chunks(e)])).view(len(epochs), len(stream), -1)
         return torch.stack([torch.cat([self(v) for _, v, _, _ in stream.chunks(e)]) for e in epochs])

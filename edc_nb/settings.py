@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EdcError', 'one_of', 'knob', 'Settings', 'DataSettings', 'AugmentSettings', 'SqueezeSettings', 'MatchingSettings',
-           'InitializeSettings', 'SynthesizeSettings', 'RelabelSettings', 'EvaluateSettings', 'Recipe', 'setting_names',
-           'flat', 'replace', 'content_hash', 'to_dict', 'to_yaml', 'from_dict', 'from_yaml', 'diff', 'table',
-           'parse_set']
+           'InitializeSettings', 'SynthesizeSettings', 'BilevelSettings', 'RelabelSettings', 'EvaluateSettings',
+           'Recipe', 'setting_names', 'flat', 'replace', 'content_hash', 'chosen', 'to_dict', 'to_yaml', 'from_dict',
+           'from_yaml', 'diff', 'table', 'parse_set']
 
 # %% ../nbs/00_settings.ipynb #dda6a7e0
 import dataclasses, hashlib, json, math, types, typing
@@ -107,7 +107,7 @@ class DataSettings(Settings):
     normalisation:str = knob('own', 'channel mean and deviation: the dataset\'s own, or those the authors used',
                              choices=('own', 'cifar100', 'imagenet'), paper='algorithms: CIFAR-10 was normalised with CIFAR-100 values')
 
-# %% ../nbs/00_settings.ipynb #26c643b2
+# %% ../nbs/00_settings.ipynb #a939c9ff
 @dataclass(frozen=True)
 class AugmentSettings(Settings):
     "The views a student sees, and for which the observers make soft labels."
@@ -120,12 +120,13 @@ class AugmentSettings(Settings):
     magnitude:int = knob(9, 'RandAugment magnitude, of 0 to 30', lo=0, hi=30)
     mix:str = knob('cutmix', 'mixing of pairs within a batch', choices=('cutmix', 'mixup', 'none'))
     mix_alpha:float = knob(1.0, 'Beta(a, a) from which the mixing share is drawn', lo=0.01)
-    patch_shuffle:int = knob(1, 'cut the view into f by f patches and shuffle them; 1 switches it off', lo=1, hi=8)
+    patch_shuffle:int = knob(0, 'cut the view into f by f patches and shuffle them; 0 switches it off', lo=0, hi=8)
 
     def __post_init__(self):
         super().__post_init__()
         if len(self.crop_scale) != 2 or self.crop_scale[0] > self.crop_scale[1] or self.crop_scale[1] <= 0:
             raise EdcError(f"augment.crop_scale: got {list(self.crop_scale)}, expected [smallest, largest] with 0 < smallest <= largest <= 1")
+        if self.patch_shuffle == 1: raise EdcError("augment.patch_shuffle: got 1, but a single patch cannot be shuffled; accepted: 0 (off) or 2 to 8")
 
 # %% ../nbs/00_settings.ipynb #61281a41
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class MatchingSettings(Settings):
     stat_ema_reset:str = knob('batch', 'start it anew with each synthesis batch, or never', choices=('batch', 'never'))
     stat_group:int = knob(0, 'images that form one batch statistic (a GPU\'s share); 0 takes the whole batch', lo=0)
 
-# %% ../nbs/00_settings.ipynb #a8fb0aeb
+# %% ../nbs/00_settings.ipynb #e7f04b44
 @dataclass(frozen=True)
 class InitializeSettings(Settings):
     "Where the synthetic images start."
@@ -185,12 +186,14 @@ class InitializeSettings(Settings):
     candidates:int = knob(300, 'RDED: images looked at per class', lo=1)
     crops:int = knob(5, 'RDED: crops tried per image', lo=1)
     crop_scale:tuple[float,...] = knob((0.08, 1.0), 'RDED: area of a crop, as a share', lo=0.0, hi=1.0)
-    observer:str = knob('resnet18', 'RDED: the observer that scores the crops')
+    difficulty:str = knob('easy', 'RDED: take the crops of lowest loss, or those around the median (FADRM)', choices=('easy', 'medium'))
+    observer:str = knob('resnet18', 'RDED, herding, k-centre: the observer that scores crops or gives features')
 
-# %% ../nbs/00_settings.ipynb #fb6e4bfd
+# %% ../nbs/00_settings.ipynb #9a3221e0
 @dataclass(frozen=True)
 class SynthesizeSettings(Settings):
     "The optimisation of the images (Tables 6-10, left halves)."
+    method:str = knob('matching', 'name of a registered synthesis: matching (of statistics), dm, dc')
     observers:tuple[str,...] = knob(('resnet18',), 'observers, visited in turn')
     iterations:int = knob(75, 'steps per batch of images; 0 leaves the initial images', lo=0)
     batch_size:int = knob(0, 'images optimised together; 0 takes all', lo=0)
@@ -198,7 +201,9 @@ class SynthesizeSettings(Settings):
     lr:float = knob(0.05, 'Adam\'s learning rate, in normalised pixel units', lo=0.0)
     betas:tuple[float,...] = knob((0.5, 0.9), 'Adam\'s betas', lo=0.0, hi=0.99999)
     lr_schedule:str = knob('cosine', 'learning rate over the iterations', choices=('cosine', 'constant'))
+    crop:str = knob('resized', 'crop in each iteration: random area and shape; zero padding and a random window; none', choices=('resized', 'pad', 'none'))
     crop_scale:tuple[float,...] = knob((0.5, 1.0), 'area of the random crop, as a share (weak augmentation: 0.5)', lo=0.0, hi=1.0)
+    crop_pad:int = knob(4, 'pixels of zero padding for the pad crop', lo=0)
     crop_min_end:float|None = knob(None, 'smallest area at the end (CDA\'s curriculum); null keeps it', lo=0.0, hi=1.0)
     crop_shared:bool = knob(True, 'one crop and flip for the whole batch, or one per image')
     flip:float = knob(0.5, 'probability of a horizontal flip', lo=0.0, hi=1.0)
@@ -211,11 +216,35 @@ class SynthesizeSettings(Settings):
     flatness_direction:str = knob('current_ema', 'KL(current || EMA) as in Eq. 7, or KL(EMA || current)', choices=('current_ema', 'ema_current'))
     flatness_reduction:str = knob('batch', 'mean over images, or over images and classes', choices=('batch', 'element'))
     sam_radius:float = knob(0.05, 'rho of SAM, in normalised pixel units (l2 norm per image)', lo=1e-6)
+    densify_weight:float = knob(0.0, 'weight of data densification, which spreads the images of a class', lo=0.0, paper='G-VBSM: 1')
+    densify_temperature:float = knob(4.0, 'its temperature', lo=1.0)
+    stages:int = knob(1, 'parts of equal length; each starts Adam anew and blends initial images back in', lo=1, paper='FADRM: 4')
+    residual:float = knob(0.0, 'share of the initial images blended in at the start of every stage but the first', lo=0.0, hi=1.0, paper='FADRM: 0.5')
+    stage_sizes:tuple[int,...] = knob((), 'image side in each stage, in pixels; empty keeps the dataset\'s', lo=8, hi=512)
     clamp_before:bool = knob(False, 'clamp to valid pixels before the forward pass as well')
     image_format:str = knob('png', 'how the images are stored', choices=('png', 'jpeg75'))
     snapshots:tuple[int,...] = knob((), 'iterations whose images are kept', lo=0)
 
-# %% ../nbs/00_settings.ipynb #7a8f7278
+    def __post_init__(self):
+        super().__post_init__()
+        if self.iterations % self.stages: raise EdcError(f"synthesize.stages: got {self.stages}, which does not divide synthesize.iterations = {self.iterations}")
+        if self.stage_sizes and len(self.stage_sizes) != self.stages: raise EdcError(f"synthesize.stage_sizes: got {len(self.stage_sizes)} sizes for {self.stages} stages (synthesize.stages); expected one for each")
+        if self.residual and self.stages == 1: raise EdcError("synthesize.residual: initial images are blended in between stages, but synthesize.stages is 1; accepted: 0, or more stages")
+
+# %% ../nbs/00_settings.ipynb #f9cf0c81
+@dataclass(frozen=True)
+class BilevelSettings(Settings):
+    "Distribution matching (DM) and gradient matching (DC)."
+    network:str = knob('convnet_w128', 'architecture that is drawn anew', paper='DC, DM: ConvNet of width 128 and depth 3')
+    real_batch:int = knob(256, 'real images of each class in a step', lo=1)
+    lr:float = knob(1.0, 'learning rate of the images (SGD)', lo=0.0, paper='DM: 1; DC: 0.1')
+    momentum:float = knob(0.5, 'momentum of the images', lo=0.0, hi=0.9999)
+    outer_steps:int = knob(1, 'DC: matching steps along one network\'s training', lo=1, paper='DC: 1, 10, 50 for IPC 1, 10, 50')
+    inner_steps:int = knob(1, 'DC: epochs of network training on the synthetic images between matching steps', lo=0, paper='DC: 1, 50, 10')
+    network_lr:float = knob(0.01, 'DC: learning rate of the network (SGD, momentum 0.5)', lo=0.0)
+    siamese:bool = knob(True, 'DSA: the same random augmentation for real and synthetic images')
+
+# %% ../nbs/00_settings.ipynb #e65a5e21
 @dataclass(frozen=True)
 class RelabelSettings(Settings):
     "Soft labels."
@@ -226,14 +255,16 @@ class RelabelSettings(Settings):
     topk:int = knob(10, 'logits kept per view by the topk codec', lo=1)
     teacher_batch:int = knob(1000, 'views labelled in one forward pass', lo=1)
     bn:str = knob('eval', 'batch norm of the teachers: running buffers, or the batch\'s own statistics', choices=('eval', 'batch'))
+    bn_parts:int = knob(1, 'a step\'s views are labelled in this many parts, where batch norm uses the batch', lo=1, paper='FADRM: 2')
 
-# %% ../nbs/00_settings.ipynb #9a9b0502
+# %% ../nbs/00_settings.ipynb #94eac16a
 @dataclass(frozen=True)
 class EvaluateSettings(Settings):
     "Training a student on the condensed set (Tables 6-10, right halves)."
     student:str = knob('resnet18', 'student architecture')
     epochs:int = knob(1000, 'passes over the condensed set', lo=1)
     batch_size:int = knob(25, 'images per step', lo=1)
+    accumulate:int = knob(1, 'parts of a step that go through the network one after another', lo=1)
     loss:str = knob('mse_ce', 'name of a registered loss')
     ce_weight:float = knob(0.025, 'mse_ce: weight of the cross-entropy with the hard label', lo=0.0)
     temperature:float = knob(20.0, 'kl, dist: temperature', lo=0.01)
@@ -249,12 +280,20 @@ class EvaluateSettings(Settings):
     ema_rate:float = knob(0.99, 'EMA evaluation; 0 evaluates the raw student', lo=0.0, hi=0.99999)
     ema_buffers:str = knob('raw', 'batch-norm buffers of the EMA student: the raw student\'s, averaged, or recalibrated',
                            choices=('raw', 'ema', 'recalibrated'))
+    flatness:str = knob('off', 'flatness in the student\'s training: SAM on its weights, or KL to its own average', choices=('off', 'sam', 'ema'), paper='Sec. 3.2: no appreciable gain')
+    sam_radius:float = knob(0.05, 'rho of SAM (l2 norm over all weights)', lo=1e-6)
+    flatness_weight:float = knob(0.4, 'weight of the KL to the averaged student', lo=0.0, paper='released code: 0.4')
+    flatness_temperature:float = knob(4.0, 'temperature of that KL', lo=0.01)
     checks:int = knob(10, 'test accuracies read over the last fifth of the training, the last epoch included', lo=1)
     report:str = knob('last', 'which of them is the headline', choices=('last', 'best'))
 
-# %% ../nbs/00_settings.ipynb #39989f8c
+    def __post_init__(self):
+        super().__post_init__()
+        if self.flatness == 'ema' and not self.ema_rate: raise EdcError("evaluate.flatness: got 'ema', but evaluate.ema_rate is 0, so there is no averaged student; accepted: off, sam, or an ema_rate above 0")
+
+# %% ../nbs/00_settings.ipynb #7d5056a7
 _rooms = dict(data=DataSettings, squeeze=SqueezeSettings, matching=MatchingSettings, initialize=InitializeSettings,
-              synthesize=SynthesizeSettings, augment=AugmentSettings, relabel=RelabelSettings, evaluate=EvaluateSettings)
+              synthesize=SynthesizeSettings, bilevel=BilevelSettings, augment=AugmentSettings, relabel=RelabelSettings, evaluate=EvaluateSettings)
 
 @dataclass(frozen=True)
 class Recipe:
@@ -266,6 +305,7 @@ class Recipe:
     matching:MatchingSettings = MatchingSettings()         # which statistics are compared
     initialize:InitializeSettings = InitializeSettings()   # where the images start
     synthesize:SynthesizeSettings = SynthesizeSettings()   # how they are optimised
+    bilevel:BilevelSettings = BilevelSettings()            # the classical methods' own settings
     augment:AugmentSettings = AugmentSettings()            # which views are labelled and learned from
     relabel:RelabelSettings = RelabelSettings()            # how soft labels are made
     evaluate:EvaluateSettings = EvaluateSettings()         # how a student is trained
@@ -304,7 +344,7 @@ def replace(
 
 Recipe.flat, Recipe.replace = flat, replace
 
-# %% ../nbs/00_settings.ipynb #2792e023
+# %% ../nbs/00_settings.ipynb #ddd8d870
 def _plain(v): return list(v) if isinstance(v, tuple) else v
 
 def content_hash(
@@ -313,6 +353,12 @@ def content_hash(
 ) -> str:
     "A short hash of a value's content, the same in every process and on every machine."
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:n]
+
+def chosen(
+    s:Settings,      # the settings of a stage
+) -> dict:
+    "What differs from the defaults. Keys and hashes are made of this, so that a setting added later, whose default is what was done before, leaves the results of older runs where they are."
+    return {f.name: _plain(getattr(s, f.name)) for f in fields(s) if getattr(s, f.name) != f.default}
 
 def to_dict(
     self:Recipe,     # any recipe
@@ -350,8 +396,8 @@ def from_yaml(
     return from_dict(d)
 
 Recipe.to_dict, Recipe.to_yaml, Recipe.from_yaml = to_dict, to_yaml, staticmethod(from_yaml)
-Recipe.hash = property(lambda self: content_hash({k: v for k, v in to_dict(self).items() if k != 'name'}),
-                       doc="Hash of every setting, the name left out.")
+Recipe.hash = property(lambda self: content_hash(dict(ipc=self.ipc) | {room: chosen(getattr(self, room)) for room in _rooms}),
+                       doc="Hash of every setting that is not at its default, the name left out.")
 
 # %% ../nbs/00_settings.ipynb #e5c04b44
 def diff(

@@ -310,6 +310,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         stdout, err = child.communicate(timeout=60)
     finally:
         child.kill()
-    assert child.returncode == 130 and 'Traceback' not in stdout + err
+    # 130 to a shell either way: Python ends itself by the signal if it was interrupted within code that C had started
+    assert child.returncode in (130, -signal.SIGINT), err
+    assert 'Traceback' not in stdout + err
     assert err.strip() == 'edc: interrupted; the same command goes on from here'
     assert snapshot(out / 'store' / 'synthesize') == made and not list(out.rglob('*.tmp'))
