@@ -7,8 +7,8 @@ __all__ = ['LAYOUTS', 'match_classes', 'read_folder', 'Package', 'Layout', 'regi
            'dataset_card', 'write_huggingface', 'read_ddranking', 'write_ddranking', 'read_dcbench', 'write_dcbench',
            'write_rethinkdc', 'stored_seeds', 'export_condensed', 'import_condensed']
 
-# %% ../nbs/15_exchange.ipynb #cdc33d21
-import contextlib, dataclasses, datetime, io, json, os, random, re, shutil
+# %% ../nbs/15_exchange.ipynb #40ac58c1
+import contextlib, io, json, os, random, re, shutil
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -22,13 +22,16 @@ from .relabel import LabelStore, Labels, ViewStream
 from .pipeline import Condensed, check_recipe, condense, put_given, stage_key, _recorded, _save_sheet, _working_in
 from .ledger import Ledger, environment, summarise
 
-# %% ../nbs/15_exchange.ipynb #7ff4ed39
+# %% ../nbs/15_exchange.ipynb #27b5f364
 _FORMAT = 'edc_nb condensed set'
 
 def _about(path): # what an export says of itself, {} for anything else
     path = Path(path) / 'export.json'
     d = read_json(path) if path.is_file() else {}
-    return d if isinstance(d, dict) and d.get('format') == _FORMAT else {}
+    if not isinstance(d, dict) or d.get('format') != _FORMAT: return {}
+    if d.get('schema') != 1: raise EdcError(f"{path} has schema {d.get('schema')!r}, this version reads 1; use the version that wrote it")
+    if lost := {'layout', 'classes', 'images_hash', 'contents', 'files'} - set(d): raise EdcError(f"{path} is not whole: it lacks {', '.join(sorted(lost))}")
+    return d
 
 def _files(path): # how many files lie below a folder
     return sum(len(f) for *_, f in os.walk(path))
@@ -41,22 +44,28 @@ def _check_free(path): # EdcError unless an export may be written to path
     odd = sorted({p.name for p in path.iterdir()} - set(about['contents']))
     if odd or _files(path) != about['files']: raise EdcError(f"export: {path} holds an export and {odd[0] if odd else 'files'} added or removed since; choose another folder, or remove this one")
 
-# %% ../nbs/15_exchange.ipynb #411e8cd9
+# %% ../nbs/15_exchange.ipynb #8587c8e0
 @contextlib.contextmanager
 def _whole_folder(path): # yields a temporary folder; it takes the place of `path` when the block ends without an error
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.realpath(path))
     tmp, old = (path.with_name(f".{path.name}.{os.getpid()}.{random.SystemRandom().randrange(16**6):06x}.{end}") for end in ('tmp', 'old'))
     try:
         tmp.mkdir(parents=True)
+        _sweep(path)
         yield tmp
         if path.is_dir(): os.rename(path, old)
-        try: os.rename(tmp, path)
-        except OSError:
-            if old.is_dir(): os.rename(old, path)
-            raise
+        os.rename(tmp, path)
     except OSError as e: raise EdcError(f"cannot write {path}: {(os.strerror(e.errno) if e.errno else str(e)).lower()}") from None
     finally:
+        if old.is_dir() and not path.exists(): os.rename(old, path)
         for p in (tmp, old): shutil.rmtree(p, ignore_errors=True)
+
+def _sweep(path): # what a killed process left
+    for p in path.parent.iterdir():
+        if m := re.fullmatch(re.escape(f'.{path.name}.') + r'(\d+)\.[0-9a-f]{6}\.tmp', p.name):
+            try: os.kill(int(m[1]), 0)
+            except ProcessLookupError: shutil.rmtree(p, ignore_errors=True)
+            except OSError: pass
 
 # %% ../nbs/15_exchange.ipynb #5c80bfa1
 def _plain(name): # a class's name as it survives in a file name; of a synset and its words, the synset
@@ -89,7 +98,7 @@ def match_classes(
     odd = next((n for n, f in zip(names, found) if f not in label), names[0])
     raise EdcError(f"{where}: {odd!r} is none of the data's classes ({short(classes)}); accepted: the classes' names, or an index or synset for each")
 
-# %% ../nbs/15_exchange.ipynb #cde2dc32
+# %% ../nbs/15_exchange.ipynb #cff31eb1
 class _Exact(_Pixels): # a source whose images must have exactly the size that is asked for
     def __init__(self, source): self.source = source
     def __len__(self): return len(self.source)
@@ -105,8 +114,9 @@ def _check_size(path, width, height, size):
 
 def _pixels(source, rows, size, path, progress=True): # uint8 [N, 3, size, size] of rows of a source
     source = _Exact(source)
-    with contextlib.suppress(Exception): first = source.pixels(rows[0])     # an unreadable image is named below
-    if 'first' in locals(): _check_size(path, *first, size)
+    try: first = source.pixels(rows[0])
+    except Exception: first = size, size     # unreadable: named below
+    _check_size(path, *first, size)
     return _load(source, rows, size, progress=progress)
 
 # %% ../nbs/15_exchange.ipynb #7accfbd0
@@ -169,12 +179,13 @@ def _check_range(labels, n, dataset, path): # int64 labels of n images
     if len(bad): raise EdcError(f"{path}: label {int(labels[bad[0, 0]])} of image {int(bad[0, 0])} is out of range; the data have {dataset.num_classes} classes")
     return labels
 
-# %% ../nbs/15_exchange.ipynb #d6d965eb
+# %% ../nbs/15_exchange.ipynb #771432ff
 @dataclass
 class Package:
     "What leaves with a condensed set."
     c:Condensed         # the set and its run
     soft:dict           # seed -> `LabelStore`
+    records:list        # the ledger's records of these images
     about:dict          # facts for export.json
     method:str          # how others shall call the method
     licence:str         # a licence's identifier, or 'unknown'
@@ -205,14 +216,14 @@ def register_layout(
         return f
     return add
 
-# %% ../nbs/15_exchange.ipynb #ebb612af
+# %% ../nbs/15_exchange.ipynb #b58b1fd6
 def _png(image): # uint8 [3, H, W] -> encoded bytes
     f = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(f, 'PNG')
     return f.getvalue()
 
-def _pngs(images): # encoded bytes of each image, in order
-    with _pool(min(8, _cores())) as pool: yield from pool.map(_png, images)
+def _each(f, *args): # f of each image, on several threads
+    with _pool(min(8, _cores())) as pool: return list(pool.map(f, *args))
 
 def _ranks(labels): # place of each image within its class
     order = labels.argsort(stable=True)
@@ -223,7 +234,7 @@ def _ranks(labels): # place of each image within its class
 
 def _write_pngs(images, labels, folder, names): # folder/NAME/00000.png
     for n in names: (folder / n).mkdir(parents=True)
-    for blob, c, k in zip(_pngs(images), labels.tolist(), _ranks(labels)): (folder / names[c] / f'{k:05d}.png').write_bytes(blob)
+    _each(lambda im, c, k: (folder / names[c] / f'{k:05d}.png').write_bytes(_png(im)), images, labels.tolist(), _ranks(labels))
 
 def _sortable(classes): # folder names that sort in label order
     width = max(3, len(str(len(classes) - 1)))
@@ -238,7 +249,7 @@ def write_folder(
     _write_pngs(p.images, p.labels, folder, _sortable(p.c.classes))
     write_json(folder / 'classes.json', p.c.classes)
 
-# %% ../nbs/15_exchange.ipynb #629d8cfe
+# %% ../nbs/15_exchange.ipynb #d5c59eac
 def _write_parquet(images, labels, classes, folder, most=2**28): # train-00000-of-0000N.parquet, of at most 256 MiB of pixels each
     import pyarrow as pa, pyarrow.parquet as pq
     features = dict(image=dict(_type='Image'), label=dict(_type='ClassLabel', names=[str(c) for c in classes]))
@@ -249,7 +260,7 @@ def _write_parquet(images, labels, classes, folder, most=2**28): # train-00000-o
     shards = range(0, len(images), per)
     for n, a in enumerate(shards):
         y = labels[a:a + per].tolist()
-        rows = [dict(bytes=b, path=f'{names[c]}_{k:05d}.png') for b, c, k in zip(_pngs(images[a:a + per]), y, ranks[a:a + per])]
+        rows = [dict(bytes=b, path=f'{names[c]}_{k:05d}.png') for b, c, k in zip(_each(_png, images[a:a + per]), y, ranks[a:a + per])]
         pq.write_table(pa.table([pa.array(rows, schema.field('image').type), pa.array(y)], schema=schema), folder / f'train-{n:05d}-of-{len(shards):05d}.parquet', row_group_size=1000)
 
 def read_huggingface(
@@ -287,7 +298,7 @@ def _how(p): # how the images came about, in a sentence
     if r.initialize.method == 'given': return f"The images were made elsewhere and imported as `{r.name}`; what is described here is how they are labelled and evaluated (recipe hash `{r.hash}`)."
     return f"Made by the recipe `{r.name}` (hash `{r.hash}`, every setting in `recipe.yaml`) with seed {a['seed']}, from {p.dataset.name} (data hash `{a['data_hash']}`), by edc_nb {a['edc_nb']} and torch {a['torch']} on {a['device_name'] or a['device']}."
 
-# %% ../nbs/15_exchange.ipynb #3a01f9c7
+# %% ../nbs/15_exchange.ipynb #33834eea
 def dataset_card(
     p:Package,      # the set
 ) -> str:
@@ -298,7 +309,7 @@ def dataset_card(
     licence = dict(license='other', license_name='unknown') if p.licence == 'unknown' else dict(license=p.licence)
     front = licence | dict(task_categories=['image-classification'], size_categories=[_size_category(len(p.images))], pretty_name=title, tags=['dataset-condensation', 'dataset-distillation', 'edc_nb'],
                            configs=[dict(config_name='default', data_files=[dict(split='train', path='data/train-*.parquet')])])
-    records = [x for x in Ledger(c.out / 'ledger.jsonl').records() if x['images_hash'] == a['images_hash']]
+    records = p.records
     sizes = ', '.join(f"seed {s}: {l.nbytes:,} bytes" for s, l in p.soft.items())
     labels = (f"Soft labels (logits, {next(iter(p.soft.values())).meta['codec']}) of every view of {next(iter(p.soft.values())).epochs} epochs, by {', '.join(next(iter(p.soft.values())).meta['observers'])}: {sizes}."
               if p.soft else f"None are stored; the recipe's labels are {r.relabel.labels}{', made while the student trains' if r.relabel.labels == 'soft' else ''}.")
@@ -308,7 +319,7 @@ def dataset_card(
         f"{len(p.images)} synthetic images of {d.size} x {d.size} pixels in {len(c.classes)} classes, to be trained on instead of the {len(d.train):,} real ones.", '', '![the images](contact_sheet.png)', '',
         '## How it was made', '', _how(p), '', '## Labels', '', f"`label` is the class. {labels}", '',
         '## Views and normalisation', '', f"Pixels from 0 to 1 are normalised with mean {_list(d.mean)} and standard deviation {_list(d.std)}. Views (`augment`): {', '.join(f'{k} {list(v) if isinstance(v, tuple) else v}' for k, v in vars(r.augment).items())}; batches of {r.evaluate.batch_size}.", '',
-        '## Accuracy', '', 'Top-1 on the test images in percent, mean and standard deviation over seeds' + f" ({len(d.test):,} test images: {d.info['split']})." if d.info.get('split') else 'Top-1 on the test images in percent, mean and standard deviation over seeds.', '', _results(records), '',
+        '## Accuracy', '', 'Top-1 on the test images in percent, mean and standard deviation over seeds' + (f" (test images: {d.info['split']})." if d.info.get('split') else '.'), '', _results(records), '',
         *([f"The labelling observers themselves: {teachers}" + (f"; together {together:.1%}." if together is not None else '.'), ''] if teachers else []),
         '## Loading', '', '```python', 'from edc_nb.exchange import import_condensed', 'from edc_nb.pipeline import evaluate', "c = import_condensed('this folder', data='the real images, unless they can be downloaded', out='runs/imported')", 'evaluate(c)      # the same student as above, weight for weight, where soft labels are stored', '',
         'from datasets import load_dataset', "load_dataset('this folder')['train']      # PIL images and labels", '',
@@ -372,16 +383,16 @@ def write_ddranking(
         "#   compute_metrics(image_tensor=torch.load('images.pt', weights_only=True), ...)    normalised with the values below, class after class\n"
         f"#   compute_metrics(image_path='images', ...)    and a custom_train_trans that normalises\n# mean {_list(mean)}, std {_list(std)}\ndataset: {name or d.name}\nipc: {ipc}\nim_size: [{d.size}, {d.size}]\n")
 
-# %% ../nbs/15_exchange.ipynb #17b138f7
+# %% ../nbs/15_exchange.ipynb #36505626
 _dcbench = dict(cifar10=('CIFAR10', _cifar10), cifar100=('CIFAR100', ((.5071, .4866, .4409), (.2673, .2564, .2762))), tiny_imagenet=('tinyimagenet', _norms['imagenet']))
 
 def read_dcbench(
-    path,              # a folder somewhere above one images_best.pt
+    path,              # an images_best.pt, or a folder somewhere above one
     dataset:Dataset,   # for name, size and classes
     about:dict,        # what an export of ours says of itself, {} for others
 ) -> tuple:
     "`(images uint8 [N, 3, S, S], labels [N])` of `images_best.pt` and `labels_best.pt`."
-    files = sorted(Path(path).rglob('images_best.pt'))
+    files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob('images_best.pt'))
     if len(files) != 1: raise EdcError(f"{path} holds {len(files) or 'no'} images_best.pt" + (f" ({files[0]}, {files[1]}, ...); give the folder of one" if files else ''))
     stats = (about['mean'], about['std']) if about else _dcbench[dataset.name][1] if dataset.name in _dcbench else (dataset.mean, dataset.std)
     images = _to_levels(_load_pt(files[0]), stats, files[0], dataset.size)
@@ -416,7 +427,10 @@ def write_rethinkdc(
     synsets = all(re.fullmatch(r'n\d{8}', n) for n in names) and names == sorted(set(names))
     _write_pngs(p.images, p.labels, folder, names if synsets else [f'{i:05d}' for i in range(1000)])
 
-# %% ../nbs/15_exchange.ipynb #2aad4932
+# %% ../nbs/15_exchange.ipynb #e7e214fd
+def _hash(images): # as the ledger's images_hash
+    return content_hash(images.numpy().tobytes().hex())
+
 def stored_seeds(
     c:Condensed,     # a condensed set
 ) -> list:
@@ -431,20 +445,20 @@ def stored_seeds(
 def _soft_labels(c, seeds): # {seed: LabelStore}, made now where the store has none
     why = 'labels are hard' if c.recipe.relabel.labels == 'hard' else 'labels are made online' if c.recipe.relabel.mode == 'online' and not (c.chain.given or {}).get('labels') else None
     if why and seeds: raise EdcError(f"seeds: got {list(seeds)}, but the recipe's {why}, so there are none to export; accepted: no seeds")
-    with _working_in(c.out): return {s: c.chain.labels(c.chain.stream(c.images, c.labels, s)).store for s in seeds}
+    with contextlib.nullcontext() if set(seeds) <= set(stored_seeds(c)) else _working_in(c.out): return {s: c.chain.labels(c.chain.stream(c.images, c.labels, s)).store for s in seeds}
 
-def _facts(c, layout): # of a set, for export.json
-    chain, r, d, env = c.chain, c.recipe, c.chain.dataset, environment(c.chain.run)
-    return dict(format=_FORMAT, schema=1, layout=layout, name=r.name, recipe_hash=r.hash, ipc=r.ipc, seed=chain.seed, dataset=d.name, data_hash=d.hash, classes=c.classes, size=d.size,
-                images=len(c.images), images_hash=content_hash(c.images.numpy().tobytes().hex())) | {k: env[k] for k in ('device', 'device_name', 'precision', 'threads', 'torch', 'edc_nb', 'commit')} | dict(
-                exported=datetime.datetime.now().astimezone().isoformat(timespec='seconds'))
+def _facts(c, layout, images_hash, records): # of a set, for export.json; versions and device are those of the first evaluation, where there is one
+    chain, r, d, was = c.chain, c.recipe, c.chain.dataset, _recorded(c.out)
+    env = environment(chain.run) | (records[0]['environment'] if records else {}) | {k: was[k] for k in ('precision', 'threads') if k in was}
+    return dict(format=_FORMAT, schema=1, layout=layout, name=r.name, recipe_hash=r.hash, ipc=r.ipc, seed=chain.seed, dataset=d.name, data_hash=d.hash, classes=c.classes, size=d.size, images=len(c.images),
+                images_hash=images_hash, exported=environment(chain.run)['date']) | {k: env[k] for k in ('device', 'device_name', 'precision', 'threads', 'torch', 'edc_nb', 'commit')}
 
 def export_condensed(
     c:Condensed,                # a condensed set
     path,                       # the folder to write; an earlier export there is replaced
     layout:str='folder',        # name in `LAYOUTS`
     *,
-    seeds=None,                 # whose soft labels go along, made where they are missing; None takes those that are stored
+    seeds=None,                 # whose soft labels go along (how many, or a list), made where they are missing; None takes those that are stored
     licence:str='unknown',      # for the dataset card, e.g. 'cc-by-4.0'
     method:str=None,            # how others shall call the method (DC-BENCH's folder); None takes the recipe's name
 ) -> Path:
@@ -452,19 +466,22 @@ def export_condensed(
     path, lay = Path(path), LAYOUTS[one_of('layout', layout, LAYOUTS)]
     if seeds is not None and not lay.labelled: raise EdcError(f"seeds: the layout {layout} carries no soft labels; accepted with seeds: {', '.join(k for k, l in LAYOUTS.items() if l.labelled)}")
     _check_free(path)
-    soft = _soft_labels(c, stored_seeds(c) if seeds is None else [int(s) for s in seeds]) if lay.labelled else {}
-    p = Package(c, soft, _facts(c, layout) | dict(labels=list(soft)), method or c.recipe.name, licence)
+    seeds = stored_seeds(c) if seeds is None else list(range(seeds) if isinstance(seeds, int) else seeds)
+    soft = _soft_labels(c, seeds) if lay.labelled else {}
+    images_hash = _hash(c.images)
+    records = [x for x in Ledger(c.out / 'ledger.jsonl').records() if x['images_hash'] == images_hash]
+    p = Package(c, soft, records, _facts(c, layout, images_hash, records) | dict(labels=list(soft)), method or c.recipe.name, licence)
     with _whole_folder(path) as tmp:
         lay.write(p, tmp)
         write_text(tmp / 'recipe.yaml', c.recipe.to_yaml())
         write_json(tmp / 'export.json', p.about | dict(contents=sorted([q.name for q in tmp.iterdir()] + ['export.json']), files=_files(tmp) + 1))
     return path
 
-# %% ../nbs/15_exchange.ipynb #9a832ee7
+# %% ../nbs/15_exchange.ipynb #a929594c
 def _layout_of(path, about): # name of the layout that lies at path
     if about: return one_of(f"layout in {path / 'export.json'}", about['layout'], LAYOUTS)
     if path.is_file():
-        if path.suffix in ('.pt', '.pth'): return 'ddranking'
+        if path.suffix in ('.pt', '.pth'): return 'dcbench' if path.name == 'images_best.pt' else 'ddranking'
         if path.suffix == '.parquet': return 'huggingface'
         if path.suffix in ('.zip', '.tar'): return 'folder'
         raise EdcError(f"import: {path} is a file of unknown kind; expected a folder, .parquet, .pt, .zip or .tar")
@@ -481,21 +498,19 @@ def _class_major(images, labels, classes): # sorted by class, the order within a
 
 def _label_file(file, images, labels, r, dataset): # (seed, LabelStore) of a file of ours, if it belongs to these images and this recipe
     hint = "; labels=False imports the images without them"
-    try: store = LabelStore.load(file)
-    except KeyError: raise EdcError(f"{file} holds no soft labels of edc_nb") from None
-    own = content_hash(images.numpy().tobytes().hex())
-    if store.meta.get('images', own) != own: raise EdcError(f"{file}: the labels were made for other images (an image was changed, replaced or stored with loss){hint}")
-    names = list(r.relabel.observers)
-    if sorted(store.meta['observers']) != sorted(names): raise EdcError(f"{file}: the labels are by {', '.join(store.meta['observers'])}, the recipe's observers are {', '.join(names)}{hint}")
-    if store.meta['classes'] != dataset.num_classes: raise EdcError(f"{file}: the labels are for {store.meta['classes']} classes, the data have {dataset.num_classes}{hint}")
-    seed = store.meta['stream']['seed']
+    try: store = LabelStore.load(file); m = store.meta; seed, names, classes = m['stream']['seed'], list(m['observers']), m['classes']
+    except (KeyError, TypeError): raise EdcError(f"{file} holds no soft labels of edc_nb") from None
+    if m.get('images', own := _hash(images)) != own: raise EdcError(f"{file}: the labels were made for other images (an image was changed, replaced or stored with loss){hint}")
+    if sorted(names) != sorted(r.relabel.observers): raise EdcError(f"{file}: the labels are by {', '.join(names)}, the recipe's observers are {', '.join(r.relabel.observers)}{hint}")
+    if classes != dataset.num_classes: raise EdcError(f"{file}: the labels are for {classes} classes, the data have {dataset.num_classes}{hint}")
+    if any(t.shape[:2] != (store.epochs, len(labels)) for t in store.tensors.values()): raise EdcError(f"{file} is not whole: {store.epochs} epochs of {len(labels)} images were expected{hint}")
     try:
         replay = Labels(ViewStream(images, labels, dataset, r.augment, r.evaluate.batch_size, seed=seed), store)
         for e in (0, r.evaluate.epochs - 1): replay.epoch(e)
     except EdcError as e: raise EdcError(f"{file}: {e}{hint}") from None
     return seed, store
 
-# %% ../nbs/15_exchange.ipynb #0b76475d
+# %% ../nbs/15_exchange.ipynb #11c61829
 def import_condensed(
     path,                       # an export, a folder of class folders, parquet files, a .pt file, a zip or tar
     r:Recipe=None,              # under which protocol it shall be evaluated; None takes the recipe.yaml in the export
@@ -506,6 +521,7 @@ def import_condensed(
     labels='auto',              # stored soft labels: 'auto' takes those beside the images, False none, or a list of files
     device:str='auto',          # 'auto', 'cpu', 'cuda', ...
     precision:str='auto',       # 'auto' (the export's on the same kind of device), 'fp32', 'bf16'
+    deterministic:bool=False,   # bitwise repeatable on CUDA too
     seed:int=None,              # of data splits and observers; None takes the export's, or 0
     store=None,                 # where stages are kept; None is `out/store`
     weights:dict=None,          # observers trained elsewhere: name -> safetensors or .pt file
@@ -519,7 +535,7 @@ def import_condensed(
     path, out = Path(path).expanduser(), Path(out)
     if not path.exists(): raise EdcError(f"import: {path} does not exist")
     about = _about(path)
-    read = LAYOUTS[_layout_of(path, about) if layout == 'auto' else one_of('layout', layout, ['auto', *LAYOUTS]) and layout].read
+    layout = _layout_of(path, about) if one_of('layout', layout, ['auto', *LAYOUTS]) == 'auto' else layout
     own = r is None
     if own:
         file = path / 'recipe.yaml'
@@ -528,19 +544,19 @@ def import_condensed(
     name = name or f"{(about.get('name') or path.stem).removesuffix(' (imported)')} (imported)"
     r = r.replace({'initialize.method': 'given', 'synthesize.iterations': 0}, name=name)
     seed = about.get('seed', 0) if seed is None else seed
-    run = make_runtime(device, precision, progress=progress)
+    run = make_runtime(device, precision, deterministic, progress)
     if own and precision == 'auto' and about.get('device') == run.device.type: precision = about['precision']
     if own and about.get('threads'): torch.set_num_threads(about['threads'])        # sums depend on it, in the last bit
     check_recipe(r)
     dataset = data if isinstance(data, Dataset) else open_dataset(r.data, data, seed=seed)
-    images, y, ipc = _class_major(*read(path, dataset, about), dataset.classes)
+    images, y, ipc = _class_major(*LAYOUTS[layout].read(path, dataset, about if about.get('layout') == layout else {}), dataset.classes)
     r = r.replace(ipc=ipc)
     check_recipe(r, dataset)
     if labels == 'auto': labels = sorted(path.glob('labels-seed*.safetensors')) if path.is_dir() else []
-    soft = dict(_label_file(f, images, y, r, dataset) for f in labels or ()) if r.relabel.labels == 'soft' else {}
+    soft = dict(_label_file(Path(f), images, y, r, dataset) for f in ([labels] if isinstance(labels, (str, Path)) else labels or ())) if r.relabel.labels == 'soft' else {}
     where = store or _recorded(out).get('store') or out / 'store'
     given = put_given(Store(where), Synthetic(images, y, torch.full((len(y), 1), -1), torch.zeros(0, 7), []), soft)
-    c = condense(r, dataset, out, device=device, precision=precision, seed=seed, store=where, weights=weights, given=given, labels=False, progress=progress)
+    c = condense(r, dataset, out, device=device, precision=precision, deterministic=deterministic, seed=seed, store=where, weights=weights, given=given, labels=False, progress=progress)
     if data is not None and data is not dataset: write_json(out / 'run.json', read_json(out / 'run.json') | dict(data=str(Path(data).resolve())))
     write_json(out / 'import.json', dict(path=str(path.resolve()), labels=sorted(soft), export=about))
     return c

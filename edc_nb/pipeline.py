@@ -6,12 +6,12 @@
 __all__ = ['check_recipe', 'stage_key', 'Chain', 'Condensed', 'contact_sheet', 'condense', 'load_condensed', 'Report', 'evaluate',
            'Quickstart', 'quickstart', 'from_elsewhere', 'put_given']
 
-# %% ../nbs/14_pipeline.ipynb #c63070fc
+# %% ../nbs/14_pipeline.ipynb #f3482978
 import contextlib, dataclasses, math, os
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
-from .settings import EdcError, Recipe, EvaluateSettings, from_yaml, content_hash, diff, one_of, chosen
+from .settings import EdcError, Recipe, EvaluateSettings, from_yaml, content_hash, diff, one_of, chosen, for_labels
 from .core import Runtime, Store, Meter, Checkpoint, make_runtime, atomic_path, write_text, write_json, read_json, load_tensors, save_tensors
 from .data import Dataset, image_rows, open_dataset
 from .models import build_model, load_weights, save_weights, model_names
@@ -61,7 +61,7 @@ def _matches(r): return r.synthesize.iterations and r.synthesize.method == 'matc
 def _needed(r): # the observers that take part
     return (set(r.synthesize.observers) if _matches(r) else set()) | (set(r.relabel.observers) if r.relabel.labels == 'soft' else set()) | ({r.initialize.observer} if r.initialize.method in _SEEING else set())
 
-# %% ../nbs/14_pipeline.ipynb #72cccf28
+# %% ../nbs/14_pipeline.ipynb #44b751d2
 def stage_key(
     stage:str,     # the stage's name
     inputs,        # all that its result depends on
@@ -98,25 +98,31 @@ class Chain:
         self.costs[stage, label or key] = m['seconds'], m['peak_mb']
         return load(self.store.path(stage, key)), key
 
-    def observer_key(self, name):
-        "What an observer depends on."
+    def observer_key(self, name, labels=False):
+        "What an observer depends on; those that make soft labels may be trained otherwise."
         if name in self.weights: return dict(data=self.data_key, file=content_hash(Path(self.weights[name]).read_bytes().hex()) if Path(self.weights[name]).is_file() else None, name=name)
-        return dict(data=self.data_key, squeeze=chosen(dataclasses.replace(self.r.squeeze, full_epochs=0)), name=name, seed=self.seed)
+        return dict(data=self.data_key, squeeze=chosen(for_labels(self.r.squeeze, labels)), name=name, seed=self.seed)
 
-    def observer(self, name):
+    def observer(self, name, labels=False):
         "`(model, card)` of an observer; weights given from outside are checked against the data."
-        if name not in self._observers:
+        inputs, s = self.observer_key(name, labels), for_labels(self.r.squeeze, labels)
+        key, label = stage_key('observer', inputs), self.called(name, labels)
+        if key not in self._observers:
             def make(ck):
                 if name in self.weights: return self._foreign(name)
-                return train_observer(name, self.dataset, self.r.squeeze, seed=self.seed, run=self.run, checkpoint=ck)
+                return train_observer(name, self.dataset, s, seed=self.seed, run=self.run, checkpoint=ck)
             def save(result, folder): save_weights(result[0], folder / 'weights.safetensors', dict(card=result[1]))
             def load(folder):
                 model, meta = load_weights(folder / 'weights.safetensors', name, self.dataset.num_classes, self.dataset.size)
                 return place(model, self.run).eval().requires_grad_(False), meta['card']
-            loaded, _ = self._stage('observer', self.observer_key(name), make, save, load, name)
-            self._observers[name] = *loaded, self.costs['observer', name]
-        *loaded, self.costs['observer', name] = self._observers[name]
+            loaded, _ = self._stage('observer', inputs, make, save, load, label)
+            self._observers[key] = *loaded, self.costs['observer', label]
+        *loaded, self.costs['observer', label] = self._observers[key]
         return loaded
+
+    def called(self, name, labels=False):
+        "How records call an observer: those that are trained otherwise for the labels are marked."
+        return name if not labels or self.observer_key(name, True) == self.observer_key(name) else f"{name} (labels)"
 
     def _foreign(self, name): # weights trained elsewhere
         model, meta = load_weights(self.weights[name], name, self.dataset.num_classes, self.dataset.size)
@@ -168,9 +174,16 @@ class Chain:
         if not self.given: return _needed(self.r)
         return set() if self.r.relabel.labels == 'hard' or str(seed) in self.given['labels'] else set(self.r.relabel.observers)
 
+    def committee(self, seed=None):
+        "`(name, whether for labels)` of every network that `needed` names, once each."
+        r, needed = self.r, self.needed(seed)
+        first = [n for n in [*(r.synthesize.observers if _matches(r) else ()), *((r.initialize.observer,) if r.initialize.method in _SEEING else ())] if n in needed]
+        theirs = [n for n in r.relabel.observers if n in needed and r.relabel.labels == 'soft']
+        return [(n, False) for n in dict.fromkeys(first)] + [(n, True) for n in theirs if n not in first or self.observer_key(n, True) != self.observer_key(n)]
+
     def prepare(self):
         "Everything that synthesis needs, so that its own seconds are its own."
-        for n in sorted(_needed(self.r), key=[*self.r.synthesize.observers, *self.r.relabel.observers, self.r.initialize.observer].index): self.observer(n)
+        for n, labels in self.committee(): self.observer(n, labels)
         if _matches(self.r):
             for n in self.r.synthesize.observers: self.statistics(n)
         self.initial()
@@ -183,14 +196,14 @@ class Chain:
         "What the stored labels of a seed depend on."
         r = self.r
         if self.given and str(seed) in self.given['labels']: return dict(given=self.given['labels'][str(seed)])
-        return dict(images=self.synthetic_key(), observers=[self.observer_key(n) for n in r.relabel.observers], augment=chosen(r.augment), relabel=chosen(r.relabel),
+        return dict(images=self.synthetic_key(), observers=[self.observer_key(n, True) for n in r.relabel.observers], augment=chosen(r.augment), relabel=chosen(r.relabel),
                     epochs=r.evaluate.epochs, batch=r.evaluate.batch_size, seed=seed)
 
     def labels(self, stream):
         "`Labels` for a stream: hard, online or stored."
         r = self.r
         if r.relabel.labels == 'hard': return Labels(stream)
-        def committee(): return Teachers([self.observer(n)[0] for n in r.relabel.observers], r.relabel, self.run)
+        def committee(): return Teachers([self.observer(n, True)[0] for n in r.relabel.observers], r.relabel, self.run)
         if r.relabel.mode == 'online' and not (self.given and self.given['labels']): return Labels(stream, teachers=committee(), epochs=r.evaluate.epochs)
         return Labels(stream, self._stage('relabel', self.label_key(stream.seed), lambda ck: make_labels(stream, committee(), r.evaluate.epochs, names=r.relabel.observers, checkpoint=ck),
                                           lambda s, folder: s.save(folder / 'labels.safetensors'), lambda folder: LabelStore.load(folder / 'labels.safetensors', self.run.device), f'seed {stream.seed}')[0])
@@ -213,7 +226,7 @@ class Chain:
     def full_data(self, train:bool=True):
         "Test accuracy of the student's architecture trained on all real images with hard labels (the observers' settings, `squeeze.full_epochs`, a cosine to zero); None if `train` is false and it is not in the store."
         s, name = self.r.squeeze, self.r.evaluate.student
-        s = dataclasses.replace(s, epochs=s.full_epochs or s.epochs, keep_epoch=0, full_epochs=0, schedule='cosine', slowdown=1.)    # a teacher may be left half-trained, a reference not
+        s = dataclasses.replace(for_labels(s, False), epochs=s.full_epochs or s.epochs, keep_epoch=0, schedule='cosine', slowdown=1.)    # a teacher may be left half-trained, a reference not
         inputs = dict(data=self.data_key, squeeze=chosen(s), name=name, seed=self.seed)
         if not train and self.store.manifest('full', stage_key('full', inputs)) is None: return None
         def make(ck): return train_observer(name, self.dataset, s, seed=self.seed, run=self.run, checkpoint=ck)
@@ -222,8 +235,8 @@ class Chain:
     def ensemble(self):
         "Test accuracy of the labelling committee."
         names = self.r.relabel.observers
-        def make(ck): return accuracy([self.observer(n)[0] for n in names], self.dataset, self.run)
-        return self._stage('ensemble', [self.observer_key(n) for n in names], make, lambda a, folder: write_json(folder / 'accuracy.json', a), lambda folder: read_json(folder / 'accuracy.json'), 'committee')[0]
+        def make(ck): return accuracy([self.observer(n, True)[0] for n in names], self.dataset, self.run)
+        return self._stage('ensemble', [self.observer_key(n, True) for n in names], make, lambda a, folder: write_json(folder / 'accuracy.json', a), lambda folder: read_json(folder / 'accuracy.json'), 'committee')[0]
 
     def seconds(self):
         "Seconds by stage, summed over observers and seeds used so far (as they took when computed)."
@@ -365,7 +378,7 @@ def load_condensed(
     if not was: raise EdcError(f"{out} is not the folder of a run (it has no run.json)")
     return condense(_recipe_of(out), data or was['data'], out, device=device, seed=was['seed'], progress=progress, labels=False)
 
-# %% ../nbs/14_pipeline.ipynb #211429f6
+# %% ../nbs/14_pipeline.ipynb #1f2af43e
 @dataclass
 class Report:
     "Records of evaluated students; see `table`."
@@ -412,7 +425,7 @@ def _record(chain, seed, full_data): # one student's line in the ledger
     if not chain.given: chain.prepare()
     result, folder = chain.student(seed)
     syn = chain.synthetic()
-    observers = {n: chain.observer(n)[1]['test_accuracy'] for n in sorted(chain.needed(seed))}
+    observers = {chain.called(n, labels): chain.observer(n, labels)[1]['test_accuracy'] for n, labels in sorted(chain.committee(seed))}
     full = chain.full_data(full_data is True) if full_data else None
     ensemble = chain.ensemble() if r.relabel.labels == 'soft' and chain.needed(seed) else None
     chosen = result.last if r.evaluate.report == 'last' else result.best
