@@ -159,7 +159,7 @@ def check_epochs(
     "Epochs (counted from 1) after which the test accuracy is read: spread over the last fifth, the last one included."
     return sorted({max(1, round(s.epochs - i * s.epochs / (5 * s.checks))) for i in range(s.checks)})
 
-# %% ../nbs/11_evaluation.ipynb #d4c9524e
+# %% ../nbs/11_evaluation.ipynb #68c58576
 @dataclass
 class StudentResult:
     "How one student did. Accuracies are top-1 on the test images, in [0, 1]."
@@ -191,6 +191,7 @@ def train_student(
     "Train a student on a condensed set: `(model in eval mode: the evaluated one, StudentResult)`. Unknown student, loss or schedule and a loss that is not finite raise `EdcError`. Source: fact sheet 5, Tables 6-10."
     loss_fn = LOSSES[one_of('evaluate.loss', s.loss, LOSSES)]
     if loss_fn.soft and not (labels.store or labels.teachers): raise EdcError(f"evaluate.loss: {s.loss!r} needs soft labels, but there are hard labels only; accepted for them: {', '.join(k for k, f in LOSSES.items() if not f.soft)}")
+    if labels.store and labels.store.epochs < s.epochs: raise EdcError(f"evaluate.epochs: got {s.epochs}, but labels are stored for {labels.store.epochs} epochs; accepted: at most that, or relabel")
     model = place(build_model(s.student, dataset.num_classes, dataset.size, seed=seed), run)
     opt = make_optimizer(_groups(model, s), s.optimizer, s.lr, s.momentum, s.weight_decay, run.device)
     schedule, average, ck = make_schedule(s), Average(model, s) if s.ema_rate else None, checkpoint or Checkpoint(None)

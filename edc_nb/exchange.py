@@ -7,15 +7,15 @@ __all__ = ['LAYOUTS', 'match_classes', 'read_folder', 'Package', 'Layout', 'regi
            'dataset_card', 'write_huggingface', 'read_ddranking', 'write_ddranking', 'read_dcbench', 'write_dcbench',
            'write_rethinkdc', 'stored_seeds', 'export_condensed', 'import_condensed']
 
-# %% ../nbs/15_exchange.ipynb #40ac58c1
+# %% ../nbs/15_exchange.ipynb #f07c861d
 import contextlib, io, json, os, random, re, shutil
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from .settings import EdcError, Recipe, from_yaml, content_hash, one_of
-from .core import Store, atomic_path, write_text, write_json, read_json, save_tensors, load_tensors, make_runtime
+from .settings import EdcError, Recipe, from_yaml, one_of
+from .core import Store, bytes_hash, atomic_path, write_text, write_json, read_json, save_tensors, load_tensors, make_runtime
 from .data import Dataset, open_dataset, _Folder, _Pixels, _archive, _cores, _find, _hidden, _image, _load, _norms, _parquet, _pool, _rgb, _suffixes, _tar_index, _walk, _zip_index
 from .synthesize import Synthetic
 from .relabel import LabelStore, Labels, ViewStream
@@ -67,7 +67,7 @@ def _sweep(path): # what a killed process left
             except ProcessLookupError: shutil.rmtree(p, ignore_errors=True)
             except OSError: pass
 
-# %% ../nbs/15_exchange.ipynb #5c80bfa1
+# %% ../nbs/15_exchange.ipynb #124e3b89
 def _plain(name): # a class's name as it survives in a file name; of a synset and its words, the synset
     name = str(name).strip()
     return m[0] if (m := re.match(r'n\d{8}(?!\d)', name)) else re.sub(r'[^\w.-]+', '_', name).strip('._') or '_'
@@ -95,7 +95,8 @@ def match_classes(
     if all(keys) and len({k[0] for k in keys}) == 1 and not (all(synsets[0]) and any(synsets[1])):
         order = sorted(range(len(keys)), key=lambda i: keys[i][1])
         return [rank for _, rank in sorted(zip(order, range(len(order))))]
-    odd = next((n for n, f in zip(names, found) if f not in label), names[0])
+    bad = [n for n, f in zip(names, found) if f not in label] or names
+    odd = next((n for n in bad if not _index(n)), bad[0])
     raise EdcError(f"{where}: {odd!r} is none of the data's classes ({short(classes)}); accepted: the classes' names, or an index or synset for each")
 
 # %% ../nbs/15_exchange.ipynb #cff31eb1
@@ -427,9 +428,9 @@ def write_rethinkdc(
     synsets = all(re.fullmatch(r'n\d{8}', n) for n in names) and names == sorted(set(names))
     _write_pngs(p.images, p.labels, folder, names if synsets else [f'{i:05d}' for i in range(1000)])
 
-# %% ../nbs/15_exchange.ipynb #e7e214fd
+# %% ../nbs/15_exchange.ipynb #9771beb8
 def _hash(images): # as the ledger's images_hash
-    return content_hash(images.numpy().tobytes().hex())
+    return bytes_hash(images)
 
 def stored_seeds(
     c:Condensed,     # a condensed set
@@ -510,7 +511,7 @@ def _label_file(file, images, labels, r, dataset): # (seed, LabelStore) of a fil
     except EdcError as e: raise EdcError(f"{file}: {e}{hint}") from None
     return seed, store
 
-# %% ../nbs/15_exchange.ipynb #11c61829
+# %% ../nbs/15_exchange.ipynb #720decd2
 def import_condensed(
     path,                       # an export, a folder of class folders, parquet files, a .pt file, a zip or tar
     r:Recipe=None,              # under which protocol it shall be evaluated; None takes the recipe.yaml in the export
@@ -557,6 +558,5 @@ def import_condensed(
     where = store or _recorded(out).get('store') or out / 'store'
     given = put_given(Store(where), Synthetic(images, y, torch.full((len(y), 1), -1), torch.zeros(0, 7), []), soft)
     c = condense(r, dataset, out, device=device, precision=precision, deterministic=deterministic, seed=seed, store=where, weights=weights, given=given, labels=False, progress=progress)
-    if data is not None and data is not dataset: write_json(out / 'run.json', read_json(out / 'run.json') | dict(data=str(Path(data).resolve())))
     write_json(out / 'import.json', dict(path=str(path.resolve()), labels=sorted(soft), export=about))
     return c

@@ -6,13 +6,13 @@
 __all__ = ['check_recipe', 'stage_key', 'Chain', 'Condensed', 'contact_sheet', 'condense', 'load_condensed', 'Report', 'evaluate',
            'Quickstart', 'quickstart', 'from_elsewhere', 'put_given']
 
-# %% ../nbs/14_pipeline.ipynb #f3482978
+# %% ../nbs/14_pipeline.ipynb #d8b74509
 import contextlib, dataclasses, math, os
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from .settings import EdcError, Recipe, EvaluateSettings, from_yaml, content_hash, diff, one_of, chosen, for_labels
-from .core import Runtime, Store, Meter, Checkpoint, make_runtime, atomic_path, write_text, write_json, read_json, load_tensors, save_tensors
+from .core import Runtime, Store, bytes_hash, Meter, Checkpoint, make_runtime, atomic_path, write_text, write_json, read_json, load_tensors, save_tensors
 from .data import Dataset, image_rows, open_dataset
 from .models import build_model, load_weights, save_weights, model_names
 from .squeeze import train_observer, check_teacher, accuracy, place
@@ -61,7 +61,7 @@ def _matches(r): return r.synthesize.iterations and r.synthesize.method == 'matc
 def _needed(r): # the observers that take part
     return (set(r.synthesize.observers) if _matches(r) else set()) | (set(r.relabel.observers) if r.relabel.labels == 'soft' else set()) | ({r.initialize.observer} if r.initialize.method in _SEEING else set())
 
-# %% ../nbs/14_pipeline.ipynb #44b751d2
+# %% ../nbs/14_pipeline.ipynb #7dd1be4a
 def stage_key(
     stage:str,     # the stage's name
     inputs,        # all that its result depends on
@@ -100,7 +100,7 @@ class Chain:
 
     def observer_key(self, name, labels=False):
         "What an observer depends on; those that make soft labels may be trained otherwise."
-        if name in self.weights: return dict(data=self.data_key, file=content_hash(Path(self.weights[name]).read_bytes().hex()) if Path(self.weights[name]).is_file() else None, name=name)
+        if name in self.weights: return dict(data=self.data_key, file=bytes_hash(Path(self.weights[name])) if Path(self.weights[name]).is_file() else None, name=name)
         return dict(data=self.data_key, squeeze=chosen(for_labels(self.r.squeeze, labels)), name=name, seed=self.seed)
 
     def observer(self, name, labels=False):
@@ -166,7 +166,7 @@ class Chain:
             if self.given: raise EdcError(f"the imported images are no longer in the store {self.store.root}; import them again")
             observers = [Observer(n, self.observer(n)[0], self.statistics(n), self.dataset.size, r.matching) for n in r.synthesize.observers] if _matches(r) else []
             return synthesize(self.initial(), observers, self.dataset, r.synthesize, r.matching, r.bilevel, seed=self.seed, run=self.run, checkpoint=ck)
-        if not self.given: self.prepare()
+        if not self.given and self.store.manifest('synthesize', stage_key('synthesize', self.synthetic_key())) is None: self.prepare()
         return self._stage('synthesize', self.synthetic_key(), make, lambda s, folder: s.save(folder / 'condensed.safetensors'), lambda folder: Synthetic.load(folder / 'condensed.safetensors'), 'images')[0]
 
     def needed(self, seed=None):
@@ -250,7 +250,7 @@ class Chain:
         for (stage, _), (_, p) in self.costs.items(): out[stage] = max(out.get(stage, 0.), p)
         return out
 
-# %% ../nbs/14_pipeline.ipynb #29391fc2
+# %% ../nbs/14_pipeline.ipynb #25721465
 @contextlib.contextmanager
 def _working_in(out): # one process at a time; the lock goes with the process, however it ends
     try:
@@ -272,7 +272,7 @@ def _recipe_of(out): # recipe.yaml of a run's folder
 
 def _claim(out, r, seed, dataset, run, store, data, weights, given): # first run: write run.json; later: compare
     # `data` is where the images came from, so that the folder can be evaluated again
-    now = dict(recipe=r.to_dict(), seed=seed, data_hash=dataset.hash, precision=run.precision, given=given, weights_hash={k: content_hash(Path(v).read_bytes().hex()) for k, v in weights.items() if Path(v).is_file()})
+    now = dict(recipe=r.to_dict(), seed=seed, data_hash=dataset.hash, precision=run.precision, given=given, weights_hash={k: bytes_hash(Path(v)) for k, v in weights.items() if Path(v).is_file()})
     path = out / 'run.json'
     if path.exists():
         was = read_json(path)
@@ -378,7 +378,7 @@ def load_condensed(
     if not was: raise EdcError(f"{out} is not the folder of a run (it has no run.json)")
     return condense(_recipe_of(out), data or was['data'], out, device=device, seed=was['seed'], progress=progress, labels=False)
 
-# %% ../nbs/14_pipeline.ipynb #1f2af43e
+# %% ../nbs/14_pipeline.ipynb #c78debd4
 @dataclass
 class Report:
     "Records of evaluated students; see `table`."
@@ -410,9 +410,10 @@ def evaluate(
     seeds = range(seeds) if isinstance(seeds, int) else list(seeds)
     if not len(seeds): raise EdcError(f"seeds: got {seeds!r}, expected at least one seed")
     old, records, own = c.chain, [], Ledger(c.out / 'ledger.jsonl')
+    given = old.given and (old.given | {'labels': {}} if chosen(r.relabel) != chosen(c.recipe.relabel) else old.given)      # other labels were asked for
     with _working_in(c.out):
         for seed in seeds:
-            chain = Chain(r, old.dataset, old.store, old.run, old.seed, old.weights, old.given)
+            chain = Chain(r, old.dataset, old.store, old.run, old.seed, old.weights, given)
             chain._observers = old._observers       # networks in memory
             record = _record(chain, seed, full_data)
             for led in (own, *([Ledger(ledger)] if ledger else [])):
@@ -430,7 +431,7 @@ def _record(chain, seed, full_data): # one student's line in the ledger
     ensemble = chain.ensemble() if r.relabel.labels == 'soft' and chain.needed(seed) else None
     chosen = result.last if r.evaluate.report == 'last' else result.best
     return dict(recipe=r.name, recipe_hash=r.hash, settings=r.to_dict(), dataset=d.name, data_hash=d.hash, data_info={k: v for k, v in d.info.items() if isinstance(v, (str, int, float))}, classes=d.num_classes, size=d.size,
-                train_images=len(d.train), test_images=len(d.test), ipc=r.ipc, images=len(syn.images), images_hash=content_hash(syn.images.numpy().tobytes().hex()), student=r.evaluate.student, seed=seed, chain_seed=chain.seed,
+                train_images=len(d.train), test_images=len(d.test), ipc=r.ipc, images=len(syn.images), images_hash=bytes_hash(syn.images), student=r.evaluate.student, seed=seed, chain_seed=chain.seed,
                 last=result.last, best=result.best, best_epoch=result.best_epoch, raw_last=result.raw_last, reported=r.evaluate.report, headline=chosen, curve=result.curve,
                 observers=observers, ensemble=ensemble, full_data=full, seconds=chain.seconds(), peak_mb=chain.peaks(), environment=environment(chain.run))
 
@@ -487,7 +488,7 @@ def quickstart(
     finally: torch.set_num_threads(threads)
     return Quickstart(rows, out)
 
-# %% ../nbs/14_pipeline.ipynb #bd27a5fe
+# %% ../nbs/14_pipeline.ipynb #7b003ac8
 @register_initialization('given')
 def from_elsewhere(dataset, s, ipc, *, seed, run, observers, checkpoint):
     "The name under which recipes of imported sets stand; there is nothing to make."
@@ -500,7 +501,7 @@ def put_given(
 ) -> dict:
     "Put images and labels made elsewhere into a store; returns the keys that `condense(given=...)` takes."
     def put(stage, tensors, save):
-        key = content_hash([[k, str(v.dtype), list(v.shape), v.contiguous().view(torch.uint8).numpy().tobytes().hex()] for k, v in sorted(tensors.items())])
+        key = bytes_hash(*(part for k in sorted(tensors) for part in (k, tensors[k])))
         if store.manifest(stage, stage_key(stage, dict(given=key))) is None:
             with store.write(stage, stage_key(stage, dict(given=key)), inputs=dict(given=key), seconds=0., peak_mb=0., resumed=False) as folder: save(folder)
         return key

@@ -144,16 +144,16 @@ def _config(letter):
             if name == letter: return s
     return make
 
-# %% ../nbs/12_recipes.ipynb #ffb12be5
+# %% ../nbs/12_recipes.ipynb #0192da97
 def _coreset(method): return lambda base, ipc: random_real(Recipe('', ipc).replace(_edc[base](ipc))).replace({'initialize.method': method, 'initialize.flip': 0.})
 
 def _classical(base, ipc, **bilevel):
-    net = _by(base, 'convnet_w128', digits='convnet_w32')
+    net = _by(base, 'convnet_w128', digits='convnet_d1')      # deeper ones normalise maps of 2 by 2 there
     return _ground(base) | {'initialize.observer': net, 'synthesize.lr_schedule': 'constant', 'bilevel.network': net, 'relabel.labels': 'hard', 'evaluate.loss': 'ce', 'evaluate.student': net,
         'augment.crop': 'pad', 'augment.crop_pad': _by(base, 4, digits=1), 'augment.mix': 'none', 'augment.randaugment': _by(base, 1, digits=0), 'evaluate.optimizer': 'sgd', 'evaluate.lr': .01, 'evaluate.weight_decay': 5e-4,
         'evaluate.schedule': 'multistep', 'evaluate.milestones': (.5,), 'evaluate.gamma': .1, 'evaluate.epochs': 1000, 'evaluate.batch_size': 256} | {f"bilevel.{k}": v for k, v in bilevel.items()}
 
-def _dm(base, ipc): return _classical(base, ipc, lr=1.) | {'synthesize.method': 'dm', 'synthesize.iterations': 20000} | _by(base, {}, digits={'synthesize.iterations': 300, 'evaluate.epochs': 150, 'evaluate.batch_size': 25})
+def _dm(base, ipc): return _classical(base, ipc, lr=1.) | {'synthesize.method': 'dm', 'synthesize.iterations': 20000} | _by(base, {}, digits={'bilevel.lr': .03 if ipc == 1 else .3, 'synthesize.iterations': 300, 'evaluate.epochs': 150, 'evaluate.batch_size': 25})
 def _dc(base, ipc):
     outer, inner = (1, 1) if ipc == 1 else (10, 50) if ipc <= 10 else (50, 10)
     return _classical(base, ipc, lr=.1, siamese=False, outer_steps=outer, inner_steps=inner) | {'synthesize.method': 'dc', 'synthesize.iterations': 1000, 'evaluate.epochs': 300} | _by(

@@ -13,8 +13,8 @@ from edc_nb.data import open_dataset
 from edc_nb.ledger import Ledger
 from edc_nb.pipeline import Chain, condense, evaluate, load_condensed
 from edc_nb.recipes import RECIPES, random_real, recipe
-from edc_nb.settings import MatchingSettings
-from edc_nb.synthesize import Observer
+from edc_nb.settings import EdcError, MatchingSettings
+from edc_nb.synthesize import Observer, to_bytes
 
 THREE = ['convnet_w32', 'mobilenet_v2', 'wrn16_2']
 REDUCED = {'data.per_class': 100, 'data.test_per_class': 50, 'squeeze.epochs': 2, 'synthesize.observers': THREE, 'relabel.observers': THREE,
@@ -366,8 +366,8 @@ def test_more_images_than_a_small_class_has(pictures, tmp_path, edc):
 
 # ---- every recipe on every data set, reduced in amount only
 
-AMOUNT = {'squeeze.epochs': 1, 'squeeze.keep_epoch': 0, 'squeeze.full_epochs': 0, 'synthesize.iterations': 3, 'evaluate.epochs': 3, 'initialize.candidates': 4,
-          'initialize.crops': 2, 'synthesize.batch_size': 10}
+AMOUNT = {'data.normalisation': 'own', 'synthesize.iterations': 4, 'synthesize.batch_size': 10, 'evaluate.epochs': 3, 'initialize.candidates': 4, 'initialize.crops': 2,
+          'bilevel.real_batch': 8, 'bilevel.outer_steps': 2, 'bilevel.inner_steps': 1}
 TEN = [     # ImageNet-10 in the paper's order (fact sheet 6.6)
     f'n{n:08d}' for n in (2869837, 1749939, 2488291, 2107142, 13037406, 2091831, 4517823, 4589890, 3062245, 1773797)]
 SETS = dict(     # name: (folder, what is reduced, classes expected)
@@ -376,43 +376,83 @@ SETS = dict(     # name: (folder, what is reduced, classes expected)
     tiny_imagenet=('tiny_imagenet_20', {'data.per_class': 5, 'data.test_per_class': 3}, 20),
     imagenet10=('imagenet1k_one_per_class', {'data.size': 64, 'matching.patch': 16}, 10),
     imagenet1k=('imagenet1k_one_per_class', {'data.size': 64, 'data.classes': list(range(0, 1000, 100)), 'data.test_share': .5}, 10))
+SEEING = ('rded', 'herding', 'k-centre')      # these ask an observer where the images start
+PAIRS = [(name, dataset) for dataset in SETS for name, m in RECIPES.items() if not m.datasets or dataset in m.datasets]
 
 
-def run_reduced(name, dataset, data_root, tmp_path, changes=None):
-    folder, few, classes = SETS[dataset]
-    r = recipe(name, dataset, ipc=1)
-    amount = {k: v for k, v in AMOUNT.items() if k != 'synthesize.iterations' or r.synthesize.iterations}
-    if r.squeeze.start == 'pretrained':      # needs a download: from scratch instead, one epoch
-        amount |= {'squeeze.start': 'scratch'}
-    r = r.replace(few | amount | (changes or {}))
-    c = condense(r, data_root(folder), tmp_path / 'run', progress=False)
+def reduced(name, dataset, ipc=1):
+    "A recipe with fewer steps and images; kinds stay. Observers are trained alike for all recipes of a data set: one epoch from scratch, so that they serve all."
+    few, r = SETS[dataset][1], recipe(name, dataset, ipc=ipc)
+    alike = {k: v for k, v in recipe('edc', dataset).flat().items() if k.startswith('squeeze.')} | {
+        'squeeze.epochs': 1, 'squeeze.start': 'scratch', 'squeeze.keep_epoch': 0, 'squeeze.full_epochs': 0, 'squeeze.batch_size': 32, 'matching.stat_batch': 64}
+    amount = AMOUNT if r.synthesize.iterations else {k: v for k, v in AMOUNT.items() if k != 'synthesize.iterations'}
+    if r.synthesize.stage_sizes and few.get('data.size') == 64:
+        amount = amount | {'synthesize.stage_sizes': (56, 64, 56, 64)}
+    if not r.matching.patch:         # switched off by the method
+        few = {k: v for k, v in few.items() if k != 'matching.patch'}
+    return r.replace(alike | few | amount)
+
+
+@pytest.fixture(scope='session')
+def grounds(data_root, tmp_path_factory):
+    "Data set's name to (`Dataset`, store): recipes share both."
+    made = {}
+
+    def ground(dataset):
+        if dataset not in made:
+            d = open_dataset(reduced('edc', dataset).data, data_root(SETS[dataset][0]))
+            made[dataset] = d, tmp_path_factory.mktemp(dataset) / 'store'
+        return made[dataset]
+    return ground
+
+
+def run_reduced(r, data, classes, store, folder):
+    c = condense(r, data, folder, store=store, progress=False)
     record, = evaluate(c).records
     d = c.chain.dataset
-    assert d.num_classes == classes and len(d.test) > 0 and c.images.shape == (classes, 3, d.size, d.size)
+    assert d.num_classes == classes and len(d.test) > 0 and c.images.shape == (classes * r.ipc, 3, d.size, d.size)
     assert np.isfinite([record['last'], record['best'], *record['curve'].values()]).all() and 0 <= record['last'] <= 1
-    assert set(record['observers']) == (set(r.synthesize.observers) if r.synthesize.iterations else set()) | (
-        set(r.relabel.observers) if r.relabel.labels == 'soft' else set()) | ({r.initialize.observer} if r.initialize.method == 'rded' else set())
+    matching = r.synthesize.iterations and r.synthesize.method == 'matching'
+    theirs = set(r.synthesize.observers if matching else ()) | set(r.relabel.observers if r.relabel.labels == 'soft' else ()) | (
+        {r.initialize.observer} if r.initialize.method in SEEING else set())
+    assert set(record['observers']) == theirs == c.chain.needed()
+    h = c.history()
     if r.synthesize.iterations:
-        h = c.history()
-        assert np.isfinite(h.to_numpy()[:, 3:].astype(float)).all() and set(h.observer) <= set(r.synthesize.observers)
+        assert np.isfinite(h.to_numpy()[:, 3:].astype(float)).all()
+        assert set(h.observer) <= (set(r.synthesize.observers) if matching else {r.bilevel.network}) and set(h.iteration) == set(range(r.synthesize.iterations))
+        assert not c.images.equal(to_bytes(c.chain.initial().images, d)), 'the images did not move'
+    else:
+        assert h.empty
+    shutil.rmtree(store / 'evaluate')         # a student's weights are large, and of no use to others
     return c, record
 
 
 @pytest.mark.full
-@pytest.mark.parametrize('dataset', SETS)
-@pytest.mark.parametrize('name', RECIPES)
-def test_every_recipe_runs_on_every_data_set(name, dataset, data_root, tmp_path):
-    run_reduced(name, dataset, data_root, tmp_path)
+@pytest.mark.parametrize('name,dataset', PAIRS)
+def test_every_recipe_runs_on_every_data_set(name, dataset, grounds, tmp_path):
+    data, store = grounds(dataset)
+    run_reduced(reduced(name, dataset), data, SETS[dataset][2], store, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('name', ['fadrm', 'rded', 'herding', 'dm', 'dc'])
+def test_methods_of_every_kind_run_on_cifar10(name, grounds, tmp_path):
+    "One of the pairs above for each kind of method, with two images per class; EDC itself runs above."
+    data, store = grounds('cifar10')
+    c, _ = run_reduced(reduced(name, 'cifar10', 2), data, 10, store, tmp_path / 'run')
+    assert c.labels.tolist() == [i // 2 for i in range(20)] and all(not a.equal(b) for a, b in zip(c.images[::2], c.images[1::2]))
+
+
+@pytest.mark.parametrize('name,dataset', [(n, d) for n, m in RECIPES.items() for d in SETS if m.datasets and d not in m.datasets])
+def test_a_method_refuses_a_data_set_it_is_not_defined_for(name, dataset):
+    with pytest.raises(EdcError, match=rf"got '{dataset}', but {name} is defined for digits, cifar10"):
+        recipe(name, dataset)
 
 
 @pytest.mark.full
 def test_imagenet10_at_its_full_size(data_root, tmp_path):
     "224 pixels, torchvision's networks, two observers, mosaics."
     two = ['resnet18', 'shufflenet_v2']
-    SETS['imagenet10 at 224'] = ('imagenet1k_one_per_class', {}, 10)
-    try:
-        c, record = run_reduced('edc', 'imagenet10', data_root, tmp_path, {'data.size': 224, 'synthesize.observers': two, 'relabel.observers': two, 'synthesize.iterations': 2, 'evaluate.epochs': 2})
-    finally:
-        del SETS['imagenet10 at 224']
+    r = reduced('edc', 'imagenet10').replace({'data.size': 224, 'synthesize.observers': two, 'relabel.observers': two, 'synthesize.iterations': 2, 'evaluate.epochs': 2})
+    c, record = run_reduced(r, data_root('imagenet1k_one_per_class'), 10, tmp_path / 'store', tmp_path / 'run')
     assert c.images.shape == (10, 3, 224, 224) and record['size'] == 224
     assert [name[:9] for name in c.chain.dataset.classes] == TEN

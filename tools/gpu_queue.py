@@ -21,29 +21,39 @@ TINY = {'data.per_class': 20, 'data.test_per_class': 5, 'squeeze.keep_epoch': 0,
 HELD_OUT = {'data.validation': 5000}    # settings are chosen without the test set
 
 
-def cells(tiny=False):
-    "(recipe name, ipc, changes, student, number of seeds, train the full-data reference) in order of importance."
-    yield 'edc', 10, {}, 'resnet18', 3, True
-    yield 'random-real', 10, {}, 'resnet18', 3, True
-    yield 'random-real-hard', 10, {}, 'resnet18', 3, True
+def cells():
+    "(recipe, number of seeds, train the full-data reference) in order of importance."
+    from edc_nb.recipes import for_student, recipe
+    from edc_nb.tables import rows
+
+    def cell(name, ipc=10, changes=None, student='resnet18', seeds=3, full=False):
+        return for_student(recipe(name, 'cifar10', ipc).replace(changes or {}), student), seeds, full
+
+    yield cell('edc', full=True)
+    yield cell('random-real', full=True)
+    yield cell('random-real-hard', full=True)
     for epochs in (1, 2, 5, 10, 20):
-        yield 'edc', 10, HELD_OUT | {'squeeze.epochs': epochs}, 'resnet18', 1, False
-    yield 'edc-released', 10, {}, 'resnet18', 3, False
+        yield cell('edc', changes=HELD_OUT | {'squeeze.epochs': epochs}, seeds=1)
+    yield cell('edc-released')
     for ipc in (1, 50):
-        yield 'edc', ipc, {}, 'resnet18', 3, False
-        yield 'random-real', ipc, {}, 'resnet18', 3, False
+        yield cell('edc', ipc)
+        yield cell('random-real', ipc)
     for student in ('resnet50', 'resnet101', 'mobilenet_v2'):
-        yield 'edc', 10, {}, student, 3, False
+        yield cell('edc', student=student)
+    for name in ('rded', 'sre2l', 'gvbsm'):
+        yield cell(name)
+    for table in ('table11', 'table18', 'table19', 'table20', 'table21'):
+        for row in rows(table):
+            if row.recipe and 'pretrained' not in (row.recipe.squeeze.start, row.recipe.squeeze.label_start):     # those weights need a download
+                yield row.recipe, 1, False
 
 
-def cell_recipe(name, ipc, changes, student, tiny):
-    from edc_nb import recipe
-    r = recipe(name, 'cifar10', ipc).replace(changes | {'evaluate.student': student})
-    if tiny:
-        small = TINY | ({'data.validation': 50} if 'data.validation' in changes else {})
-        if not r.synthesize.iterations: small = {k: v for k, v in small.items() if k != 'synthesize.iterations'}
-        r = r.replace(small | {'squeeze.epochs': min(2, r.squeeze.epochs)})
-    return r
+def reduced(r):
+    "The same cell at the size of a rehearsal."
+    small = dict(TINY)
+    if r.data.validation: small['data.validation'] = 50
+    if not r.synthesize.iterations: del small['synthesize.iterations']
+    return r.replace(small | {'squeeze.epochs': min(2, r.squeeze.epochs)})
 
 
 def missing(r, seeds, ledgers):
@@ -86,8 +96,9 @@ def main():
     if not any('test' in p.name for p in shards) or not any('train' in p.name for p in shards):
         sys.exit(f'{work}/data needs parquet shards of both splits; send them in data_a, data_b and data_c')
     done, stopped = 0, False
-    for name, ipc, changes, student, seeds, full in cells():
-        r = cell_recipe(name, ipc, changes, student, args.tiny)
+    for r, seeds, full in cells():
+        if args.tiny: r = reduced(r)
+        name = r.name
         todo = missing(r, seeds, ledgers)
         if not todo: continue
         left = args.limit - (time.time() - start) - 10
@@ -97,7 +108,7 @@ def main():
         spec = work / 'cells' / f'{r.hash}.yaml'
         spec.parent.mkdir(parents=True, exist_ok=True)
         spec.write_text(r.to_yaml())
-        print(f'\n{name}, IPC {ipc}, {student}, seeds {todo}, {changes or "as it is"}: {left:.0f} s left', flush=True)
+        print(f'\n{name} ({r.hash}), IPC {r.ipc}, {r.evaluate.student}, seeds {todo}: {left:.0f} s left', flush=True)
         child = subprocess.Popen([sys.executable, __file__, '--cell', str(spec), '--name', name, '--work', str(work), '--out', args.out, '--data', str(work / 'data'), '--seeds', json.dumps(todo)] + ['--full'] * full)
         try:
             if child.wait(left): sys.exit(f'{name}: stopped with exit code {child.returncode}')
