@@ -80,7 +80,7 @@ def _row_recipe(row): # (method, changes) of a printed row, or the reason why th
         c |= {'evaluate.schedule': kind} | {f"evaluate.{k}": float(v) for k, v in (x.split('=') for x in rest) if k in ('zeta', 'gamma')}
     return method, c
 
-# %% ../nbs/20_tables.ipynb #b44dce79
+# %% ../nbs/20_tables.ipynb #23b0b77e
 _CLASSES = dict(cifar10=10, cifar100=100, tiny_imagenet=200, imagenet10=10, imagenet1k=1000)
 _AS = {'subset': dict(resnet18='wrn16_2', efficientnet_b0='convnet_w128', densenet121='convnet_w128', alexnet='convnet_d2', wrn50_2='convnet_d1', convnet_w32='convnet_w32', convnext_tiny='convnet_w32', shufflenet_v2='shufflenet_v2'),
        'tiny': dict(resnet18='wrn16_2', efficientnet_b0='convnet_d1', densenet121='convnet_w128', alexnet='convnet_d2', wrn50_2='convnet_w128', convnext_tiny='convnet_w32')}
@@ -88,9 +88,9 @@ _AS_STUDENT = {'subset': dict(resnet18='convnet_w32', resnet50='convnet_d2', res
                'tiny': dict(resnet18='convnet_d2', resnet50='convnet_d1', resnet101='wrn16_2', mobilenet_v2='mobilenet_v2')}   # deeper ConvNets do not learn on 8 by 8 pixels
 _COMMITTEE = {'subset': ('wrn16_2', 'convnet_w128', 'mobilenet_v2'), 'tiny': ('wrn16_2', 'convnet_d1', 'convnet_d2')}
 _DATASET = {'subset': 'cifar10', 'tiny': 'digits'}
-_BUDGET = {'subset': 160, 'tiny': 24}
-_EPOCHS = {'subset': 100, 'tiny': 40}
-_COMMON = {'subset': {'data.per_class': 300, 'data.test_per_class': 100, 'data.normalisation': 'own', 'squeeze.epochs': 12},
+_BUDGET = {'subset': 80, 'tiny': 24}
+_EPOCHS = {'subset': 80, 'tiny': 40}
+_COMMON = {'subset': {'data.per_class': 300, 'data.test_per_class': 100, 'data.normalisation': 'own', 'squeeze.epochs': 12, 'bilevel.outer_steps': 5, 'bilevel.inner_steps': 10},
            'tiny': {'squeeze.epochs': 3, 'bilevel.outer_steps': 2, 'bilevel.inner_steps': 2}}
 SCALES = ('full', 'subset', 'tiny')
 
@@ -136,7 +136,7 @@ def at_scale(
     for k in ('synthesize.observers', 'relabel.observers'):
         names = flat(r)[k]
         small[k] = _COMMITTEE[scale] if len(names) >= 4 else _stand_in(names, scale)
-    if r.synthesize.iterations: small['synthesize.iterations'] = 20 if method == 'dc' and scale == 'subset' else 6 if method == 'dc' else _BUDGET[scale]
+    if r.synthesize.iterations: small['synthesize.iterations'] = 12 if method == 'dc' and scale == 'subset' else 6 if method == 'dc' else _BUDGET[scale]
     if r.evaluate.batch_size > 100: small['evaluate.batch_size'] = 100
     if r.evaluate.ema_rate and scale == 'tiny': small['evaluate.ema_rate'] = .9     # 160 steps at batch 25
     return r.replace(small | _carried(changes, row_set, scale, recipe(method, row_set, ipc).replace(changes)) | {'evaluate.student': _AS_STUDENT[scale][student]})
