@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/92_init.ipynb #41af627c
+# %% ../nbs/92_init.ipynb #77794cf9
 __version__ = "0.1.0"
 
 _places = dict(EdcError='settings', Recipe='settings', recipe='recipes', random_real='recipes', register_recipe='recipes', register_model='models', register_initialization='initialize',
-               register_loss='evaluation', register_schedule='schedules', open_dataset='data', condense='pipeline', evaluate='pipeline', load_condensed='pipeline', quickstart='pipeline', sweep='sweeps', search='sweeps', reproduce='tables', compare='tables', compare_methods='comparison', export_condensed='exchange', import_condensed='exchange', decompose='protocol', register_synthesis='synthesize', Ledger='ledger')
+               register_loss='evaluation', register_schedule='schedules', open_dataset='data', condense='pipeline', evaluate='pipeline', load_condensed='pipeline', quickstart='pipeline', sweep='sweeps', search='sweeps', reproduce='tables', compare='tables', compare_methods='comparison', export_condensed='exchange', import_condensed='exchange', decompose='protocol', scores='metrics', register_synthesis='synthesize', Ledger='ledger')
 __all__ = list(_places)
 
 def __getattr__(name): # PEP 562: import on first use

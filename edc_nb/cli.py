@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'main', 'run', 'sweep', 'reproduce', 'tables', 'quickstart', 'recipes', 'show', 'doctor', 'export_', 'import_',
-           'methods']
+           'methods', 'protocol', 'scores']
 
 # %% ../nbs/90_cli.ipynb #4ea847a9
 import contextlib, signal, sys, threading
@@ -253,7 +253,7 @@ def doctor():
             print(f"cuda:{i} {p.name}, {p.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
     else: print("no CUDA device: everything runs on the CPU, only slower")
 
-# %% ../nbs/90_cli.ipynb #6fe0f963
+# %% ../nbs/90_cli.ipynb #2cfb749e
 @app.command('export', help="Write a condensed set for others: image folder, Hugging Face, DD-Ranking, DC-BENCH, rethinkdc.")
 def export_(
     folder:Path = typer.Argument(..., help="the folder given to `edc run --out`"),
@@ -263,10 +263,11 @@ def export_(
     seeds:Optional[int] = typer.Option(None, min=1, help="soft labels of so many seeds [default: those that are stored]"),
     licence:str = typer.Option('unknown', help="of the images, for the dataset card"),
     method:Optional[str] = typer.Option(None, help="the method's name in DC-BENCH's folders [default: the recipe's]"),
+    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
 ):
     from edc_nb.exchange import export_condensed
     from edc_nb.pipeline import load_condensed
-    print(export_condensed(load_condensed(folder, data), to, layout, seeds=seeds, licence=licence, method=method))
+    print(export_condensed(load_condensed(folder, data, progress=not quiet), to, layout, seeds=seeds, licence=licence, method=method))
 
 @app.command('import', help="Evaluate a condensed set that was made elsewhere, or exported before, under one of our protocols.")
 def import_(
@@ -311,3 +312,35 @@ def methods(
     table, done = compare_methods(scale, data, out, dataset=dataset, ipc=ipc, methods=tuple(method or METHODS), protocol=protocol, seeds=seeds, changes=parse_set(changes or ()), device=device, ledger=ledger, progress=not quiet)
     print(table.to_string(index=False)); print(f"ledger: {out / 'ledger.jsonl'}")
     if done.failed: raise EdcError(f"{len(done.failed)} cells failed, the others are kept; the first: {next(iter(done.failed.values()))}")
+
+# %% ../nbs/90_cli.ipynb #9811cc7a
+@app.command(help="Take a recipe's images and random real ones from hard labels to the full protocol, step by step: what comes from the images, what from the protocol.")
+def protocol(
+    recipe:str = typer.Argument(..., help="a recipe (`edc recipes`), or a YAML file"),
+    dataset:Optional[str] = typer.Option(None, help="as for `edc run`"),
+    ipc:Optional[int] = typer.Option(None, help="synthetic images per class [default: 10]"),
+    data:Optional[Path] = _data,
+    out:Path = typer.Option(..., help="folder of the decomposition; the same command goes on with it"),
+    large:Optional[int] = typer.Option(None, min=1, help="the batch size that counts as large [default: four times the recipe's]"),
+    seeds:int = typer.Option(3, min=1, help="students per step"),
+    changes:Optional[List[str]] = _set,
+    device:str = _device,
+    ledger:Optional[Path] = typer.Option(None, help="write the records to this file too"),
+    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
+):
+    from edc_nb.protocol import decompose
+    print(decompose(_recipe(recipe, dataset, ipc, changes, data), data, out, seeds=seeds, large=large, device=device, ledger=ledger, progress=not quiet).table().to_string())
+
+@app.command(help="Score a run as others do: hard-label recovery, improvement over random, label- and augmentation-robust scores.")
+def scores(
+    folder:Path = typer.Argument(..., help="the folder given to `edc run --out`"),
+    data:Optional[Path] = typer.Option(None, help="where the real images are now [default: the recorded place]"),
+    student:Optional[str] = typer.Option(None, help="architecture to train [default: the recipe's]"),
+    seeds:int = typer.Option(3, min=1, help="students per accuracy"),
+    device:str = _device,
+    ledger:Optional[Path] = typer.Option(None, help="write the records to this file too"),
+    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
+):
+    from edc_nb.metrics import scores
+    from edc_nb.pipeline import load_condensed
+    print(scores(load_condensed(folder, data, device, progress=not quiet), student=student, seeds=seeds, ledger=ledger).to_string())

@@ -80,7 +80,7 @@ def _row_recipe(row): # (method, changes) of a printed row, or the reason why th
         c |= {'evaluate.schedule': kind} | {f"evaluate.{k}": float(v) for k, v in (x.split('=') for x in rest) if k in ('zeta', 'gamma')}
     return method, c
 
-# %% ../nbs/20_tables.ipynb #23b0b77e
+# %% ../nbs/20_tables.ipynb #fdd9e7ed
 _CLASSES = dict(cifar10=10, cifar100=100, tiny_imagenet=200, imagenet10=10, imagenet1k=1000)
 _AS = {'subset': dict(resnet18='wrn16_2', efficientnet_b0='convnet_w128', densenet121='convnet_w128', alexnet='convnet_d2', wrn50_2='convnet_d1', convnet_w32='convnet_w32', convnext_tiny='convnet_w32', shufflenet_v2='shufflenet_v2'),
        'tiny': dict(resnet18='wrn16_2', efficientnet_b0='convnet_d1', densenet121='convnet_w128', alexnet='convnet_d2', wrn50_2='convnet_w128', convnext_tiny='convnet_w32')}
@@ -91,7 +91,7 @@ _DATASET = {'subset': 'cifar10', 'tiny': 'digits'}
 _BUDGET = {'subset': 80, 'tiny': 24}
 _EPOCHS = {'subset': 80, 'tiny': 40}
 _COMMON = {'subset': {'data.per_class': 300, 'data.test_per_class': 100, 'data.normalisation': 'own', 'squeeze.epochs': 12, 'bilevel.outer_steps': 5, 'bilevel.inner_steps': 10},
-           'tiny': {'squeeze.epochs': 3, 'bilevel.outer_steps': 2, 'bilevel.inner_steps': 2}}
+           'tiny': {'squeeze.epochs': 3, 'squeeze.full_epochs': 3, 'bilevel.outer_steps': 2, 'bilevel.inner_steps': 2}}
 SCALES = ('full', 'subset', 'tiny')
 
 def _stand_in(names, scale): return tuple(dict.fromkeys(_AS[scale].get(n.removeprefix('tv_'), n.removeprefix('tv_')) for n in names))
@@ -227,7 +227,7 @@ def reproduce(
     if changes: return done.table()
     return compare(table, scale, dataset, ledger=[out / 'ledger.jsonl'] + ([ledger] if ledger else []), student=student)
 
-# %% ../nbs/20_tables.ipynb #b6ab3eb2
+# %% ../nbs/20_tables.ipynb #041cbece
 _VALUES = ('paper', 'paper sd', 'last', 'last sd', 'best', 'best sd', 'difference', 'seeds', 'used', 'our student', 'device', 'date', 'synthesize', 'evaluate', 'failed')
 _COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 
@@ -235,11 +235,13 @@ def _numbers(df, column): # of a column in which cells may be empty
     import pandas as pd
     return pd.to_numeric(df[column], errors='coerce') if column in df else pd.Series(float('nan'), df.index)
 
+def _limit(free): return 12.71 if free < 2 else 1.96 + 2.37 / free + 2.82 / free**2 + 3.6 / free**3      # 97.5 % quantile of Student's t, to one percent
+
 def against(
     df,             # a frame of `compare`, `reproduce` or `Sweep.table`
     base:dict,      # column -> value of the row that the others are held against (the same student, where there are several)
 ):
-    "A DataFrame with a row per other row: difference to the base in the paper and here (points), its standard error with the variance pooled over all cells, the quotient, and what may be said. Empty where nothing has been run; `EdcError` if no row is the base."
+    "A DataFrame with a row per other row: difference to the base in the paper and here (points), its standard error with the variance pooled over all cells, the quotient, and what may be said (Student's t, 5 % level). Empty where nothing has been run; `EdcError` if no row is the base."
     import pandas as pd
     one, n, sd = _numbers(df, 'last'), _numbers(df, 'seeds'), _numbers(df, 'last sd')
     free = (n[sd.notna()] - 1).sum()
@@ -252,7 +254,7 @@ def against(
         b = next((j for j in df.index[is_base] if 'student' not in df or df.student[j] == df.student[i]), None)
         if b is None: continue
         d, p, se = one[i] - one[b], _numbers(df, 'paper')[i] - _numbers(df, 'paper')[b], s * (1 / n[i] + 1 / n[b])**.5
-        said = '' if d != d else 'no standard error' if not se > 0 else 'higher' if d > 2 * se else 'lower' if d < -2 * se else f'not distinguishable with {n[i]:.0f} seeds'
+        said = '' if d != d else 'no standard error' if not se > 0 else 'higher' if d > _limit(free) * se else 'lower' if d < -_limit(free) * se else f'not distinguishable with {n[i]:.0f} seeds'
         out.append({k: df[k][i] for k in keys} | {'paper: difference': round(p, 2), 'here: difference': round(d, 2), 'standard error': round(se, 2), 'in standard errors': round(d / se, 1) if se > 0 else None, 'reading': said})
     out = pd.DataFrame(out).astype(object)
     return out.where(out.notna(), '')

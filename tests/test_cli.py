@@ -15,11 +15,12 @@ import yaml
 from PIL import Image
 
 from conftest import edc_environment
-from edc_nb.cli import main
+from edc_nb.cli import app, main
 from edc_nb.recipes import RECIPES
 from edc_nb.settings import Recipe, setting_names
+from edc_nb.tables import paper, table_names
 
-COMMANDS = 'run quickstart recipes show doctor'.split()
+COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands]
 # one small observer, which is the student too: seconds instead of minutes
 TINY = {'squeeze.epochs': 1, 'synthesize.iterations': 2, 'evaluate.epochs': 2, 'evaluate.checks': 1, 'evaluate.student': 'convnet_w32',
         'synthesize.observers': '[convnet_w32]', 'relabel.observers': '[convnet_w32]'}
@@ -65,6 +66,17 @@ def test_help_reads_well(here, command):
     assert (code, err) == (0, '') and f"Usage: edc {command or ''}".rstrip() in out
     assert all(c in out for c in COMMANDS) if command is None else len(out.split('\n\n')[1].split()) >= 4, 'says what it does'
     assert 'Traceback' not in out and max(map(len, out.splitlines())) <= 120
+
+
+def test_the_commands_are_those_we_know():
+    assert set(COMMANDS) >= {'run', 'sweep', 'reproduce', 'tables', 'quickstart', 'recipes', 'show', 'doctor'}
+
+
+def test_tables_lists_every_table_with_its_rows(here):
+    code, out, _ = here('tables')
+    listed = {line.split()[0]: line for line in out.splitlines()}
+    assert code == 0 and list(listed) == table_names()
+    assert f"{len(paper('table5'))} cells" in listed['table5'] and 'imagenet1k' in listed['table5'] and '0 with a recipe' in listed['table22']
 
 
 def test_recipes_lists_every_recipe_with_a_sentence(here):
