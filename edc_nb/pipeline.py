@@ -6,8 +6,9 @@
 __all__ = ['check_recipe', 'stage_key', 'Chain', 'Condensed', 'contact_sheet', 'condense', 'load_condensed', 'Report', 'evaluate',
            'Quickstart', 'quickstart', 'from_elsewhere', 'put_given']
 
-# %% ../nbs/14_pipeline.ipynb #d8b74509
+# %% ../nbs/14_pipeline.ipynb #6c40f890
 import contextlib, dataclasses, math, os
+from itertools import product
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
@@ -15,7 +16,7 @@ from .settings import EdcError, Recipe, EvaluateSettings, from_yaml, content_has
 from .core import Runtime, Store, bytes_hash, Meter, Checkpoint, make_runtime, atomic_path, write_text, write_json, read_json, load_tensors, save_tensors
 from .data import Dataset, image_rows, open_dataset
 from .models import build_model, load_weights, save_weights, model_names
-from .squeeze import train_observer, check_teacher, accuracy, place
+from .squeeze import train_views, train_observer, check_teacher, accuracy, place
 from .matching import Statistics, collect_statistics
 from .initialize import Initial, INITIALIZATIONS, register_initialization, initialize
 from .synthesize import SYNTHESES, Observer, Synthetic, synthesize
@@ -26,7 +27,7 @@ from .schedules import make_schedule
 from .recipes import recipe, random_real, for_student
 from .ledger import Ledger, environment, summarise
 
-# %% ../nbs/14_pipeline.ipynb #e5789029
+# %% ../nbs/14_pipeline.ipynb #4de64485
 def check_recipe(
     r:Recipe,                # the recipe
     dataset:Dataset=None,    # the data, if already open: then sizes and class counts are checked too
@@ -50,9 +51,15 @@ def check_recipe(
         c = counts.index(min(counts))
         raise EdcError(f"ipc: got {r.ipc}, but class {dataset.classes[c]!r} has {counts[c]} training images and initialize.method {r.initialize.method!r} draws without replacement; accepted: at most {counts[c]}" + (", or initialize.replacement=true" if r.initialize.method == 'real' else ''))
     if s.stage_sizes and s.stage_sizes[-1] != dataset.size: raise EdcError(f"synthesize.stage_sizes: got {list(s.stage_sizes)}, but the last stage must end at the image size {dataset.size}")
+    for n, size in product(s.observers if _matches(r) else (), set(s.stage_sizes) - {dataset.size}): _try_size(n, dataset, size)
     if r.initialize.method == 'rded' and dataset.size % r.initialize.factor: raise EdcError(f"initialize.factor: got {r.initialize.factor}, expected a divisor of the image size {dataset.size}")
     if r.augment.patch_shuffle and dataset.size % r.augment.patch_shuffle: raise EdcError(f"augment.patch_shuffle: got {r.augment.patch_shuffle}, expected a divisor of the image size {dataset.size}")
     for n in _needed(r) | {r.evaluate.student}: build_model(n, dataset.num_classes, dataset.size)
+
+def _try_size(name, dataset, size): # some networks end in a layer that fits one size only
+    try:
+        with torch.no_grad(): build_model(name, dataset.num_classes, dataset.size).eval()(torch.zeros(1, 3, size, size))
+    except RuntimeError: raise EdcError(f"synthesize.stage_sizes: got {size}, but observer {name} accepts images of {dataset.size} pixels only; choose observers that average over the map, or keep the size") from None
 
 _SEEING = ('rded', 'herding', 'k-centre')       # initialisations that ask an observer
 
@@ -61,7 +68,7 @@ def _matches(r): return r.synthesize.iterations and r.synthesize.method == 'matc
 def _needed(r): # the observers that take part
     return (set(r.synthesize.observers) if _matches(r) else set()) | (set(r.relabel.observers) if r.relabel.labels == 'soft' else set()) | ({r.initialize.observer} if r.initialize.method in _SEEING else set())
 
-# %% ../nbs/14_pipeline.ipynb #7dd1be4a
+# %% ../nbs/14_pipeline.ipynb #3f94d0f0
 def stage_key(
     stage:str,     # the stage's name
     inputs,        # all that its result depends on
@@ -132,10 +139,15 @@ class Chain:
         else: card['test_accuracy'] = accuracy(model, self.dataset, self.run)
         return model, card
 
+    def _crops(self, names): # the key of an observer from elsewhere does not say how the views of the statistics are made
+        foreign = self.r.matching.stat_augment == 'train' and any(n in self.weights for n in names)
+        return dict(crops=chosen(train_views(self.r.squeeze))) if foreign else {}
+
     def statistics(self, name):
         "`Statistics` of the data set as an observer sees them."
         m = self.r.matching
         inputs = dict(observer=self.observer_key(name), taps=m.taps, patch=m.patch, views=m.stat_augment, batch=m.stat_batch, seed=self.seed)
+        inputs |= self._crops([name])
         return self._stage('statistics', inputs, lambda ck: collect_statistics(self.observer(name)[0], self.dataset, m, self.r.squeeze, seed=self.seed, run=self.run, name=name, checkpoint=ck),
                            lambda s, folder: s.save(folder / 'statistics.safetensors'), lambda folder: Statistics.load(folder / 'statistics.safetensors', self.run.device), name)[0]
 
@@ -157,7 +169,7 @@ class Chain:
         r, base = self.r, dict(initial=self.initial_key(), format=self.r.synthesize.image_format)
         if not r.synthesize.iterations: return base
         if r.synthesize.method != 'matching': return base | dict(synthesize=chosen(r.synthesize) | {'observers': None}, bilevel=chosen(r.bilevel), seed=self.seed)
-        return base | dict(synthesize=chosen(r.synthesize), matching=chosen(r.matching), observers=[self.observer_key(n) for n in r.synthesize.observers], seed=self.seed)
+        return base | dict(synthesize=chosen(r.synthesize), matching=chosen(r.matching), observers=[self.observer_key(n) for n in r.synthesize.observers], seed=self.seed) | self._crops(r.synthesize.observers)
 
     def synthetic(self):
         "`Synthetic` images."
@@ -378,7 +390,7 @@ def load_condensed(
     if not was: raise EdcError(f"{out} is not the folder of a run (it has no run.json)")
     return condense(_recipe_of(out), data or was['data'], out, device=device, seed=was['seed'], progress=progress, labels=False)
 
-# %% ../nbs/14_pipeline.ipynb #c78debd4
+# %% ../nbs/14_pipeline.ipynb #ec79dbd2
 @dataclass
 class Report:
     "Records of evaluated students; see `table`."
@@ -417,7 +429,7 @@ def evaluate(
             chain._observers = old._observers       # networks in memory
             record = _record(chain, seed, full_data)
             for led in (own, *([Ledger(ledger)] if ledger else [])):
-                if not led.find(recipe_hash=r.hash, seed=seed, chain_seed=old.seed, data_hash=old.dataset.hash, images_hash=record['images_hash']): led.append(record)
+                if not led.find(recipe=r.name, recipe_hash=r.hash, seed=seed, chain_seed=old.seed, data_hash=old.dataset.hash, images_hash=record['images_hash']): led.append(record)
             records.append(record)
     return Report(records)
 

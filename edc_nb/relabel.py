@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['ViewStream', 'Teachers', 'block_of', 'LabelStore', 'make_labels', 'Labels']
 
-# %% ../nbs/10_relabel.ipynb #073a451f
+# %% ../nbs/10_relabel.ipynb #24cc005c
 import math
 from dataclasses import dataclass
 import torch, torch.nn as nn
-from .settings import EdcError, AugmentSettings, RelabelSettings
+from .settings import EdcError, AugmentSettings, RelabelSettings, chosen
 from .core import Runtime, Checkpoint, generator, save_tensors, load_tensors
 from .augment import draw, augment
 
-# %% ../nbs/10_relabel.ipynb #5200d11f
+# %% ../nbs/10_relabel.ipynb #b90e639d
 class ViewStream:
     "The views of a condensed set, epoch by epoch, as a function of the seed."
     def __init__(self,
@@ -55,7 +55,7 @@ class ViewStream:
 
     def signature(self):
         "What identifies the stream: everything its views depend on except the pixels."
-        return dict(seed=self.seed, batch_size=self.batch_size, images=len(self), size=self.images.shape[-1], augment={k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.s).items()})
+        return dict(seed=self.seed, batch_size=self.batch_size, images=len(self), size=self.images.shape[-1], augment=chosen(self.s))
 
 # %% ../nbs/10_relabel.ipynb #6cbbaef0
 class Teachers:
@@ -148,7 +148,7 @@ class LabelStore:
         t, m = load_tensors(path, device)
         return LabelStore(t, m['digests'], m['meta'])
 
-# %% ../nbs/10_relabel.ipynb #b188ab90
+# %% ../nbs/10_relabel.ipynb #1a2aa6c9
 def make_labels(
     stream:ViewStream,           # the student's views
     teachers:Teachers,           # who labels
@@ -165,6 +165,7 @@ def make_labels(
         for first in range(len(digests), epochs, block):
             todo = range(first, min(first + block, epochs))
             parts.append({k: t.cpu() for k, t in _encode(teachers.label(stream, todo), s).items()})
+            if not all(t.isfinite().all() for t in parts[-1].values()): raise EdcError(f"relabel: the mean logits of {', '.join(names) or 'the observers'} are not finite or too large for relabel.codec {s.codec!r}; train them with a smaller squeeze.lr, or keep labels with relabel.codec=fp32")
             digests += [stream.draws(e)[1].digest() for e in todo]
             bar.update(len(todo))
             ck.save(lambda: dict(parts=parts, digests=digests))

@@ -12,7 +12,7 @@ __all__ = ['EdcError', 'one_of', 'knob', 'Settings', 'DataSettings', 'AugmentSet
 import dataclasses, hashlib, json, math, types, typing
 from dataclasses import dataclass, field, fields
 
-# %% ../nbs/00_settings.ipynb #d9792e55
+# %% ../nbs/00_settings.ipynb #ff147751
 class EdcError(ValueError):
     "A mistake in the input, told in one sentence that names what was given and what is accepted."
 
@@ -27,6 +27,7 @@ def one_of(
     if given in accepted: return given
     near = difflib.get_close_matches(str(given), [str(a) for a in accepted], n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ''
+    if len(accepted) > 40: accepted = [a for a in accepted if str(a).split('.')[0] == str(given).split('.')[0]] or accepted     # of the same room
     raise EdcError(f"unknown {what} {given!r}; accepted: {', '.join(map(str, accepted))}.{hint}")
 
 # %% ../nbs/00_settings.ipynb #aa9f9792
@@ -434,7 +435,7 @@ def table(
 Recipe.table, Recipe.diff = table, diff
 Recipe._repr_html_ = lambda self: f"<b>{self.name}</b> (hash {self.hash})" + table(self).to_html()
 
-# %% ../nbs/00_settings.ipynb #0d876ce8
+# %% ../nbs/00_settings.ipynb #3d4dcd14
 def parse_set(
     items,           # strings like `'synthesize.iterations=50'` or `'augment.crop_scale=[0.5, 1]'`
 ) -> dict:
@@ -446,8 +447,10 @@ def parse_set(
         if not eq: raise EdcError(f"--set {item!r}: expected room.field=value, e.g. synthesize.iterations=50")
         try: value = yaml.safe_load(value)
         except yaml.YAMLError: raise EdcError(f"--set {item!r}: the value cannot be read") from None
-        if isinstance(value, str):
-            try: value = float(value)     # YAML 1.1 reads 1e-3 as text
-            except ValueError: pass
-        out[key.strip()] = value
+        out[key.strip()] = _numbers(value)
     return out
+
+def _numbers(v): # YAML 1.1 reads 1e-3 as text
+    if isinstance(v, list): return [_numbers(x) for x in v]
+    try: return float(v) if isinstance(v, str) else v
+    except ValueError: return v

@@ -27,7 +27,7 @@ def grid(
         if not len(values): raise EdcError(f"{k}: got an empty list, expected at least one value to try")
     return [dict(zip(space, combination)) for combination in itertools.product(*space.values())]
 
-# %% ../nbs/18_sweeps.ipynb #19df4b5c
+# %% ../nbs/18_sweeps.ipynb #46c7c628
 _STUDENT = ('evaluate', 'augment', 'relabel')       # rooms that leave the images as they are
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def cells(
         images = {k: v for k, v in changes.items() if k.split('.')[0] not in _STUDENT}
         base, own = r.replace(images), {k: v for k, v in changes.items() if k not in images}
         if student: own = {k: v for k, v in flat(for_student(base, student)).items() if v != flat(base)[k]} | own
+        try: check_recipe(base)
+        except EdcError: base, own = base.replace(own), {}       # sound only with all its changes
         cell = Cell(base, own)
         if (cell.recipe.hash, cell.recipe.name) in seen: continue
         seen.add((cell.recipe.hash, cell.recipe.name))
@@ -117,7 +119,7 @@ def accuracy_columns(
         out |= {k: round(st.mean(v), 2) if v else None, f"{k} sd": round(st.stdev(v), 2) if len(v) > 1 else None}
     return out
 
-# %% ../nbs/18_sweeps.ipynb #77dfeeb0
+# %% ../nbs/18_sweeps.ipynb #c09be0c6
 def sweep(
     recipes,                     # a recipe, or a list of them
     space:dict=None,             # setting -> list of values, e.g. `{'matching.alpha': [0, .25, .5, .75]}`
@@ -164,9 +166,10 @@ def _finished(ledger, r, d, seed, seeds): # its records, one per seed
     return list({rec['seed']: rec for rec in ledger.find(**_same(r, d, seed)) if rec['seed'] < seeds}.values())
 
 def _copy(records, ledger): # those that are not there yet
-    have = {(r['recipe_hash'], r['data_hash'], r['chain_seed'], r['seed']) for r in ledger.records()}
+    def key(r): return r['recipe'], r['recipe_hash'], r['data_hash'], r['chain_seed'], r['seed']
+    have = {key(r) for r in ledger.records() if 'recipe_hash' in r}
     for r in records:
-        if (r['recipe_hash'], r['data_hash'], r['chain_seed'], r['seed']) not in have: ledger.append(r)
+        if key(r) not in have: ledger.append(r)
 
 def _run_cell(cell, d, out, seed, seeds, store, weights, ledgers, full_data, device, precision, progress):
     folder = out / 'runs' / f"{cell.base.name}-{cell.base.hash}-{seed}"
@@ -175,7 +178,7 @@ def _run_cell(cell, d, out, seed, seeds, store, weights, ledgers, full_data, dev
     for ledger in ledgers: _copy(report.records, ledger)
     return report.records
 
-# %% ../nbs/18_sweeps.ipynb #d3fd0ecd
+# %% ../nbs/18_sweeps.ipynb #50fd975f
 @dataclass
 class Search:
     "A finished or stopped search."
@@ -201,6 +204,10 @@ class Search:
     def _repr_html_(self): return self.table().to_html(index=False)
     def __repr__(self): return self.table().to_string(index=False)
 
+def _check_range(k, v): # (low, high) or (low, high, 'log')
+    numbers = len(v) in (2, 3) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in v[:2]) and v[2:] in ((), ('log',))
+    if not numbers or v[0] >= v[1] or ('log' in v[2:] and v[0] <= 0): raise EdcError(f"{k}: got {v!r}, expected a list of choices, (low, high) with low < high, or (low, high, 'log') with low > 0")
+
 def search(
     r:Recipe,                     # where to start
     space:dict,                   # setting -> list of choices, or `(low, high)`, or `(low, high, 'log')`
@@ -221,11 +228,15 @@ def search(
     if not r.data.validation: raise EdcError("data.validation: got 0, but a search must not choose settings on the test set; accepted: a number of training images to hold out, e.g. 5000 on CIFAR-10")
     if trials < 1: raise EdcError(f"trials: got {trials}, expected at least 1")
     if not space: raise EdcError("space: got nothing, expected settings to vary")
+    if seeds < 1: raise EdcError(f"seeds: got {seeds}, expected at least 1")
+    one_of('sampler', sampler, ('tpe', 'random'))
     for aim in aims: one_of('aim', aim, ('accuracy', 'seconds'))
-    if aims[0] != 'accuracy': raise EdcError(f"aims: got {tuple(aims)}, expected ('accuracy',) or ('accuracy', 'seconds')")
+    if not aims or aims[0] != 'accuracy': raise EdcError(f"aims: got {tuple(aims)}, expected ('accuracy',) or ('accuracy', 'seconds')")
+    grid({k: v for k, v in space.items() if not isinstance(v, tuple)})
     for k, v in space.items():
         one_of('setting', k, setting_names() + ['ipc'])
-        for edge in ((v[0], v[1]) if isinstance(v, tuple) else v): check_recipe(r.replace({k: edge}))
+        if isinstance(v, tuple): _check_range(k, v)
+        for edge in v[:2] if isinstance(v, tuple) else v: check_recipe(r.replace({k: edge}))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -238,7 +249,8 @@ def search(
         f = trial.suggest_int if all(isinstance(x, int) for x in v[:2]) else trial.suggest_float
         return f(k, v[0], v[1], log='log' in v[2:])
     def objective(trial):
-        found = sweep(r.replace({k: suggest(trial, k, v) for k, v in space.items()}), data=dataset, out=out, seeds=seeds, device=device, progress=False)
+        try: found = sweep(r.replace({k: suggest(trial, k, v) for k, v in space.items()}), data=dataset, out=out, seeds=seeds, device=device, progress=False)
+        except EdcError as e: raise optuna.TrialPruned(str(e)) from None       # settings that contradict each other
         if found.failed: raise optuna.TrialPruned(next(iter(found.failed.values())))
         trial.set_user_attr('seconds', sum(sum(v for k, v in rec['seconds'].items() if k not in ('ensemble', 'full')) for rec in found.records) / seeds)
         values = dict(accuracy=sum(rec['last'] for rec in found.records) / seeds, seconds=trial.user_attrs['seconds'])

@@ -166,7 +166,7 @@ def rows(
         except EdcError as e: out.append(Row(r, why=str(e)))
     return out
 
-# %% ../nbs/20_tables.ipynb #0918835d
+# %% ../nbs/20_tables.ipynb #0c01d93b
 def _ledgers(ledger): # files to read: those given, or results/*.jsonl of the checkout
     if ledger is None:
         here = Path(__file__).parent.parent if '__file__' in globals() else Path('..')
@@ -192,13 +192,17 @@ def compare(
     for row in rows(table, scale, dataset):
         p = row.printed
         if student and p['student'] != student: continue
-        recs = list(by_hash.get(row.recipe.hash, {}).values()) if row.recipe else []
+        recs = _newest_data(by_hash.get(row.recipe.hash, {})) if row.recipe else []
         acc, env = accuracy_columns(recs), (recs[-1]['environment'] if recs else {})
         out.append({k: p[k] for k in ('dataset', 'ipc', 'method', 'student')} | {k: _text(v) for k, v in p['setting'].items() if k not in _NOTES} | {'paper': p['top1'], 'paper sd': p['std']} | acc
                    | {'difference': None if acc['last'] is None else round(acc['last'] - p['top1'], 2), 'seeds': len(recs) or None, 'used': _used(recs[-1]) if recs else None, 'our student': recs[-1]['student'] if recs else None,
                       'device': env.get('device_name'), 'date': (env.get('date') or '')[:10] or None})
     df = pd.DataFrame(out).astype(object)
     return df.where(df.notna(), '')
+
+def _newest_data(found): # (data hash, chain seed, seed) -> record: those on the data that each chain seed used last
+    last = {chain: max((r['environment'].get('date') or '', d) for (d, c, _), r in found.items() if c == chain)[1] for _, chain, _ in found}
+    return [r for (d, chain, _), r in found.items() if d == last[chain]]
 
 def _used(rec): return f"{rec['dataset']}, {rec['train_images']:,} images" if rec['dataset'] != 'digits' else 'digits'
 
