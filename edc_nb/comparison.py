@@ -39,7 +39,7 @@ def contestants(
     own = [r for m in methods if m not in ('edc', 'herding', 'k-centre') for r in (at[m], random_real(at[m]).replace(name=f'random-real of {m}'))]
     return (one if protocol != 'own' else []) + (own if protocol != 'edc' else [])
 
-# %% ../nbs/21_comparison.ipynb #9a2e3cab
+# %% ../nbs/21_comparison.ipynb #e0ea926b
 def standing(
     records,               # ledger records, e.g. `Ledger(path).records()`
     recipes,               # the `contestants` whose records count
@@ -54,7 +54,7 @@ def standing(
     for m in dict.fromkeys(methods):
         one = cell(m) if m == 'edc' or m.startswith('random-real') else cell(f'{m} images')
         own, theirs = ([], []) if m == 'edc' or m.startswith('random-real') else (cell(m), cell(f'random-real of {m}'))
-        out.append({'images of': m, **_columns("EDC's protocol", one), 'over random': _step(one, twin), **_columns('own protocol', own), 'random there': accuracy_columns(theirs)['last'], 'over it': _step(own, theirs), 'seeds': len(one)})
+        out.append({'images of': m, **_columns("EDC's protocol", one), 'over random': None if m == 'random-real' else _step(one, twin), **_columns('own protocol', own), 'random there': accuracy_columns(theirs)['last'], 'over it': _step(own, theirs), 'seeds': len(one)})
     df = pd.DataFrame(out).astype(object)
     return df.where(df.notna(), '')
 

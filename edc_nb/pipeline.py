@@ -6,13 +6,13 @@
 __all__ = ['check_recipe', 'stage_key', 'Chain', 'Condensed', 'contact_sheet', 'condense', 'load_condensed', 'Report', 'evaluate',
            'Quickstart', 'quickstart', 'from_elsewhere', 'put_given']
 
-# %% ../nbs/14_pipeline.ipynb #6c40f890
+# %% ../nbs/14_pipeline.ipynb #edbac1bc
 import contextlib, dataclasses, math, os
 from itertools import product
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
-from .settings import EdcError, Recipe, EvaluateSettings, from_yaml, content_hash, diff, one_of, chosen, for_labels
+from .settings import EdcError, Recipe, EvaluateSettings, InitializeSettings, from_yaml, content_hash, diff, one_of, chosen, for_labels
 from .core import Runtime, Store, bytes_hash, Meter, Checkpoint, make_runtime, atomic_path, write_text, write_json, read_json, load_tensors, save_tensors
 from .data import Dataset, image_rows, open_dataset
 from .models import build_model, load_weights, save_weights, model_names
@@ -500,9 +500,18 @@ def quickstart(
     finally: torch.set_num_threads(threads)
     return Quickstart(rows, out)
 
-# %% ../nbs/14_pipeline.ipynb #7b003ac8
+# %% ../nbs/14_pipeline.ipynb #618ad0f5
 @register_initialization('given')
-def from_elsewhere(dataset, s, ipc, *, seed, run, observers, checkpoint):
+def from_elsewhere(
+    dataset,                  # a `Dataset`
+    s:InitializeSettings,     # which variant
+    ipc:int,                  # images per class
+    *,
+    seed:int,                 # decides what is drawn
+    run:Runtime,              # where to compute
+    observers:dict,           # names to networks
+    checkpoint:Checkpoint,    # where to keep unfinished work
+) -> Initial:
     "The name under which recipes of imported sets stand; there is nothing to make."
     raise EdcError("initialize.method: 'given' stands for images made elsewhere; import them (`edc import`, or `exchange.import_condensed`) instead of condensing")
 
