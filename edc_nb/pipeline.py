@@ -27,7 +27,7 @@ from .schedules import make_schedule
 from .recipes import recipe, random_real, for_student
 from .ledger import Ledger, environment, summarise
 
-# %% ../nbs/14_pipeline.ipynb #4de64485
+# %% ../nbs/14_pipeline.ipynb #3d77e3dc
 def check_recipe(
     r:Recipe,                # the recipe
     dataset:Dataset=None,    # the data, if already open: then sizes and class counts are checked too
@@ -54,7 +54,9 @@ def check_recipe(
     for n, size in product(s.observers if _matches(r) else (), set(s.stage_sizes) - {dataset.size}): _try_size(n, dataset, size)
     if r.initialize.method == 'rded' and dataset.size % r.initialize.factor: raise EdcError(f"initialize.factor: got {r.initialize.factor}, expected a divisor of the image size {dataset.size}")
     if r.augment.patch_shuffle and dataset.size % r.augment.patch_shuffle: raise EdcError(f"augment.patch_shuffle: got {r.augment.patch_shuffle}, expected a divisor of the image size {dataset.size}")
-    for n in _needed(r) | {r.evaluate.student}: build_model(n, dataset.num_classes, dataset.size)
+    for n in _needed(r) | {r.evaluate.student}:
+        model = build_model(n, dataset.num_classes, dataset.size)
+        if m.taps == 'bn' and _matches(r) and n in s.observers and not any(isinstance(x, torch.nn.BatchNorm2d) for x in model.modules()): raise EdcError(f"synthesize.observers: {n} has no batch norm, which is all that matching.taps 'bn' looks at; accepted: matching.taps=bn+conv, or observers with batch norm")
 
 def _try_size(name, dataset, size): # some networks end in a layer that fits one size only
     try:

@@ -80,7 +80,7 @@ def _row_recipe(row): # (method, changes) of a printed row, or the reason why th
         c |= {'evaluate.schedule': kind} | {f"evaluate.{k}": float(v) for k, v in (x.split('=') for x in rest) if k in ('zeta', 'gamma')}
     return method, c
 
-# %% ../nbs/20_tables.ipynb #fdd9e7ed
+# %% ../nbs/20_tables.ipynb #00f8c4c2
 _CLASSES = dict(cifar10=10, cifar100=100, tiny_imagenet=200, imagenet10=10, imagenet1k=1000)
 _AS = {'subset': dict(resnet18='wrn16_2', efficientnet_b0='convnet_w128', densenet121='convnet_w128', alexnet='convnet_d2', wrn50_2='convnet_d1', convnet_w32='convnet_w32', convnext_tiny='convnet_w32', shufflenet_v2='shufflenet_v2'),
        'tiny': dict(resnet18='wrn16_2', efficientnet_b0='convnet_d1', densenet121='convnet_w128', alexnet='convnet_d2', wrn50_2='convnet_w128', convnext_tiny='convnet_w32')}
@@ -135,7 +135,7 @@ def at_scale(
              'initialize.observer': _stand_in([r.initialize.observer], scale)[0]}
     for k in ('synthesize.observers', 'relabel.observers'):
         names = flat(r)[k]
-        small[k] = _COMMITTEE[scale] if len(names) >= 4 else _stand_in(names, scale)
+        small[k] = _stand_in(names, scale) if len(names) < 4 else _COMMITTEE[scale] if r.matching.taps != 'bn' else ('wrn16_2', 'mobilenet_v2')     # those with batch norm
     if r.synthesize.iterations: small['synthesize.iterations'] = 12 if method == 'dc' and scale == 'subset' else 6 if method == 'dc' else _BUDGET[scale]
     if r.evaluate.batch_size > 100: small['evaluate.batch_size'] = 100
     if r.evaluate.ema_rate and scale == 'tiny': small['evaluate.ema_rate'] = .9     # 160 steps at batch 25
