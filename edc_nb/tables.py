@@ -39,8 +39,8 @@ def paper(
 _NOTES = ('note', 'check_marks', 'hardware', 'adds')
 def _text(v): return '+'.join(map(str, v)) if isinstance(v, list) else v
 
-# %% ../nbs/20_tables.ipynb #d6c5602f
-_METHODS = dict(edc='edc', sre2l='sre2l', gvbsm='gvbsm', rded='rded', cda='cda', fadrm_plus='fadrm-plus', **{f"config_{c}": f"config-{c}" for c in 'abcdefg'})
+# %% ../nbs/20_tables.ipynb #bf68fb99
+_METHODS = dict(edc='edc', sre2l='sre2l', gvbsm='gvbsm', rded='rded', cda='cda', fadrm_plus='fadrm-plus', dm='dm', dc='dc', **{f"config_{c}": f"config-{c}" for c in 'abcdefg'})
 _STUDENTS = dict(shufflenet_v2_x0_5='shufflenet_v2', wide_resnet50_2='wrn50_2')
 _CIFAR8 = recipe('edc', 'cifar10').synthesize.observers
 
