@@ -75,7 +75,7 @@ def test_the_record_says_all_that_honest_numbers_need(cifar):
     assert set(record['observers']) == set(THREE)
     for k in ('last', 'best', 'raw_last', 'ensemble', 'full_data', *record['observers']):
         assert 0 <= (record | record['observers'])[k] <= 1, k
-    assert record['headline'] == record['last'] and 16 < record['best_epoch'] <= 20 and record['schema'] == 1
+    assert record['headline'] == record['last'] and 16 < record['best_epoch'] <= 20 and record['schema'] == 2
     for stage in ('observer', 'statistics', 'initialize', 'synthesize', 'relabel', 'evaluate', 'full'):
         assert record['seconds'][stage] > 0 and record['peak_mb'][stage] > 0, stage
     assert {'device', 'device_name', 'precision', 'threads', 'torch', 'torchvision', 'python', 'edc_nb', 'commit', 'date'} <= set(record['environment'])
