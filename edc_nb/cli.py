@@ -13,26 +13,33 @@ from typing import List, Optional
 import typer
 from .settings import EdcError, Recipe, parse_set, from_yaml, _rooms
 
-# %% ../nbs/90_cli.ipynb #2c731661
+# %% ../nbs/90_cli.ipynb #8640c415
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=dict(help_option_names=['-h', '--help'], max_content_width=110),
                   help="Dataset condensation: EDC, its baselines and honest comparisons. Start with `edc quickstart`.")
 
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 'ClickException')   # of click, or of the copy that newer typers carry
 
 @contextlib.contextmanager
-def _noticing(): # Ctrl-C may fall into C code that turns it into another error: remember that it was pressed
-    pressed = []
-    def on_interrupt(*_):
+def _noticing(): # Ctrl-C may fall into C code that turns it into another error, or into a destructor that swallows it: remember it, and ask again
+    pressed, again = [], hasattr(signal, 'setitimer')
+    def on_interrupt(_, frame):
         pressed.append(True)
-        raise KeyboardInterrupt
+        swallowed = False
+        while frame: swallowed, frame = swallowed or frame.f_code.co_name in ('__del__', '_remove', 'remove'), frame.f_back      # destructors and weak references
+        if again: signal.setitimer(signal.ITIMER_REAL, .02 if swallowed else 3)
+        if not (again and swallowed): raise KeyboardInterrupt
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours: signal.signal(signal.SIGINT, on_interrupt)
+    if ours:
+        signal.signal(signal.SIGINT, on_interrupt)
+        if again: signal.signal(signal.SIGALRM, on_interrupt)
     try: yield
     except Exception:
         if pressed: raise KeyboardInterrupt from None
         raise
     finally:
-        if ours: signal.signal(signal.SIGINT, signal.default_int_handler)
+        if ours:
+            if again: signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def main(
     args:list=None,     # command-line arguments; None takes the process's
