@@ -5,24 +5,21 @@
 # %% auto #0
 __all__ = ['METHODS', 'under', 'contestants', 'standing', 'compare_methods']
 
-# %% ../nbs/21_comparison.ipynb #71f6920f
-from pathlib import Path
-from .settings import EdcError, Recipe, flat, one_of
+# %% ../nbs/21_comparison.ipynb #55dd0bd1
+from .settings import PROTOCOL, Recipe, flat, one_of
 from .recipes import RECIPES, random_real
-from .ledger import Ledger
-from .sweeps import Sweep, accuracy_columns, sweep
+from .sweeps import accuracy_columns, sweep
 from .tables import SCALES, at_scale
 
-# %% ../nbs/21_comparison.ipynb #238a2d01
+# %% ../nbs/21_comparison.ipynb #ac976b1a
 METHODS = ('edc', 'rded', 'sre2l', 'gvbsm', 'herding', 'k-centre', 'fadrm', 'cda', 'dm', 'fadrm-plus', 'dc')
-_PROTOCOL = ('evaluate', 'augment', 'relabel')
 
 def under(
     r:Recipe,              # whose images
     protocol:Recipe,       # whose views, labels and students
 ) -> Recipe:
     "The images of one recipe in the protocol of another."
-    return r.replace({k: v for k, v in flat(protocol).items() if k.split('.')[0] in _PROTOCOL}, name=f"{r.name} images")
+    return r.replace({k: v for k, v in flat(protocol).items() if k.split('.')[0] in PROTOCOL}, name=f"{r.name} images")
 
 def contestants(
     scale:str='full',           # 'full', 'subset' or 'tiny'

@@ -32,7 +32,7 @@ def _commit(): # of the checkout the library runs from; '+' where files differ f
         return head.stdout.strip() + ('+' if git('status', '--porcelain', '-uno', '--', str(here)).stdout.strip() else '')
     except (OSError, subprocess.TimeoutExpired): return None
 
-# %% ../nbs/13_ledger.ipynb #01618cf3
+# %% ../nbs/13_ledger.ipynb #65b835a4
 SCHEMA = 2
 
 class Ledger:
@@ -54,6 +54,13 @@ class Ledger:
                 f.write(line); f.flush(); os.fsync(f.fileno())
         except OSError as e: raise EdcError(f"cannot write the ledger {self.path}: {os.strerror(e.errno).lower()}") from None
         return record
+
+    def add(self, records, same=('recipe', 'recipe_hash', 'data_hash', 'chain_seed', 'seed', 'images_hash')):
+        "Add those records that no record in the file equals in all the fields of `same`."
+        def key(r): return tuple(r.get(k) for k in same)
+        have = {key(r) for r in self.records()}
+        for r in records:
+            if key(r) not in have: self.append(r)
 
     def records(self):
         "All records as dictionaries, oldest first; unfinished lines are skipped."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HARD_LABELS', 'PLAIN_VIEWS', 'hard_label_recovery', 'improvement_over_random', 'relative_accuracy',
-           'label_robust_score', 'augmentation_robust_score', 'random_twin', 'scores']
+           'label_robust_score', 'augmentation_robust_score', 'random_twin', 'mean_sd', 'scores']
 
 # %% ../nbs/16_metrics.ipynb #382c74d5
 import math
@@ -84,8 +84,11 @@ def random_twin(
     return condense(r, old.dataset, Path(out or c.out / 'random-real'), device=str(old.run.device), precision=old.run.precision, deterministic=old.run.deterministic, seed=old.seed,
                     store=old.store.root, weights={n: f for n, f in old.weights.items() if n in labellers}, labels=False, progress=old.run.progress)
 
-# %% ../nbs/16_metrics.ipynb #fea6a69c
-def _mean_sd(values): # sd over seeds is not a number for a single one
+# %% ../nbs/16_metrics.ipynb #29d3c9a8
+def mean_sd(
+    values,     # one number per seed, at least one
+) -> tuple:
+    "Mean and standard deviation (n - 1); the latter is NaN for a single number."
     m, n = sum(values) / len(values), len(values)
     return m, math.sqrt(sum((v - m) ** 2 for v in values) / (n - 1)) if n > 1 else math.nan
 
@@ -118,6 +121,6 @@ def scores(
                'LRS': [label_robust_score(i, h, w) for i, h in zip(gain['own protocol'], hlr)],
                'ARS': [augmentation_robust_score(a, p, g) for a, p in zip(gain['own protocol'], gain['no augmentation'])]}
     rows = {'all real, hard labels': (real, math.nan, math.nan, 1)}
-    rows |= {f"{images}, {how}": (*_mean_sd(report.last), sum(r['best'] for r in report.records) / len(report.records), len(report.records)) for (images, how), report in runs.items()}
-    rows |= {k: (*_mean_sd(v), math.nan, len(v)) for k, v in derived.items()}
+    rows |= {f"{images}, {how}": (*mean_sd(report.last), sum(r['best'] for r in report.records) / len(report.records), len(report.records)) for (images, how), report in runs.items()}
+    rows |= {k: (*mean_sd(v), math.nan, len(v)) for k, v in derived.items()}
     return pd.DataFrame.from_dict(rows, orient='index', columns=['value', 'sd', 'best', 'seeds'])

@@ -6,13 +6,13 @@
 __all__ = ['check_recipe', 'stage_key', 'Chain', 'Condensed', 'contact_sheet', 'condense', 'load_condensed', 'Report', 'evaluate',
            'Quickstart', 'quickstart', 'from_elsewhere', 'put_given']
 
-# %% ../nbs/14_pipeline.ipynb #edbac1bc
-import contextlib, dataclasses, math, os
+# %% ../nbs/14_pipeline.ipynb #d4e13396
+import contextlib, dataclasses, os
 from itertools import product
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 import torch
-from .settings import EdcError, Recipe, EvaluateSettings, InitializeSettings, from_yaml, content_hash, diff, one_of, chosen, for_labels
+from .settings import PROTOCOL, EdcError, Recipe, InitializeSettings, from_yaml, content_hash, diff, one_of, chosen, for_labels
 from .core import Runtime, Store, bytes_hash, Meter, Checkpoint, make_runtime, atomic_path, write_text, write_json, read_json, load_tensors, save_tensors
 from .data import Dataset, image_rows, open_dataset
 from .models import build_model, load_weights, save_weights, model_names
@@ -392,7 +392,7 @@ def load_condensed(
     if not was: raise EdcError(f"{out} is not the folder of a run (it has no run.json)")
     return condense(_recipe_of(out), data or was['data'], out, device=device, seed=was['seed'], progress=progress, labels=False)
 
-# %% ../nbs/14_pipeline.ipynb #ec79dbd2
+# %% ../nbs/14_pipeline.ipynb #ffee8904
 @dataclass
 class Report:
     "Records of evaluated students; see `table`."
@@ -416,9 +416,8 @@ def evaluate(
     ledger=None,               # a file to write records to beside the run's own
 ) -> Report:
     "Train students on a condensed set and write a record of each to the ledger. A seed has its own initial weights, order, views and labels. Finished cells are not trained again."
-    fixed = ('evaluate', 'augment', 'relabel')
     for k in changes or {}:
-        if k.split('.')[0] not in fixed: raise EdcError(f"changes: {k!r} changes the images; accepted here: settings of {', '.join(fixed)} (make another run for the others)")
+        if k.split('.')[0] not in PROTOCOL: raise EdcError(f"changes: {k!r} changes the images; accepted here: settings of {', '.join(PROTOCOL)} (make another run for the others)")
     r = for_student(c.recipe, student).replace(changes or {}) if student else c.recipe.replace(changes or {})
     check_recipe(r, c.chain.dataset)
     seeds = range(seeds) if isinstance(seeds, int) else list(seeds)
@@ -430,8 +429,7 @@ def evaluate(
             chain = Chain(r, old.dataset, old.store, old.run, old.seed, old.weights, given)
             chain._observers = old._observers       # networks in memory
             record = _record(chain, seed, full_data)
-            for led in (own, *([Ledger(ledger)] if ledger else [])):
-                if not led.find(recipe=r.name, recipe_hash=r.hash, seed=seed, chain_seed=old.seed, data_hash=old.dataset.hash, images_hash=record['images_hash']): led.append(record)
+            for led in (own, *([Ledger(ledger)] if ledger else [])): led.add([record])
             records.append(record)
     return Report(records)
 

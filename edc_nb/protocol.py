@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['protocol_steps', 'from_records', 'Decomposition', 'decomposed_recipes', 'decompose']
 
-# %% ../nbs/19_protocol.ipynb #13daff1f
+# %% ../nbs/19_protocol.ipynb #ccaf4124
 import dataclasses, math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from .settings import EdcError, Recipe, InitializeSettings, SynthesizeSettings, 
 from .recipes import random_real
 from .ledger import Ledger
 from .pipeline import condense, evaluate
-from .metrics import HARD_LABELS, PLAIN_VIEWS
+from .metrics import HARD_LABELS, PLAIN_VIEWS, mean_sd
 
 # %% ../nbs/19_protocol.ipynb #c20aa70e
 def protocol_steps(
@@ -75,11 +75,9 @@ def from_records(
     if not rows: raise EdcError(f"records: none of the {len(records)} given belongs to recipe {r.name!r} ({r.hash}), its random-real twin or their protocol steps; accepted: records that decompose or evaluate wrote for it")
     return Decomposition(r, rows, steps)
 
-# %% ../nbs/19_protocol.ipynb #7ea6eb2e
+# %% ../nbs/19_protocol.ipynb #eb0ad45e
 def _stats(values): # n, mean, sd in percent
-    n = len(values)
-    m = 100 * sum(values) / n if n else math.nan
-    return n, m, math.sqrt(sum((100 * v - m) ** 2 for v in values) / (n - 1)) if n > 1 else math.nan
+    return len(values), *(mean_sd([100 * v for v in values]) if values else (math.nan, math.nan))
 
 def _se(*cells): # of a difference of means of independent (n, mean, sd)
     return math.sqrt(sum(sd ** 2 / n if n else math.nan for n, _, sd in cells))

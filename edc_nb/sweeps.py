@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['grid', 'Cell', 'cells', 'Sweep', 'accuracy_columns', 'sweep', 'Search', 'search']
 
-# %% ../nbs/18_sweeps.ipynb #55bbba50
+# %% ../nbs/18_sweeps.ipynb #a51aeb2b
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from .settings import EdcError, Recipe, content_hash, flat, setting_names, one_of
+from .settings import PROTOCOL, EdcError, Recipe, content_hash, flat, setting_names, one_of
 from .core import make_runtime
 from .data import Dataset, open_dataset
 from .recipes import for_student
@@ -27,9 +27,7 @@ def grid(
         if not len(values): raise EdcError(f"{k}: got an empty list, expected at least one value to try")
     return [dict(zip(space, combination)) for combination in itertools.product(*space.values())]
 
-# %% ../nbs/18_sweeps.ipynb #46c7c628
-_STUDENT = ('evaluate', 'augment', 'relabel')       # rooms that leave the images as they are
-
+# %% ../nbs/18_sweeps.ipynb #c9b57a9e
 @dataclass(frozen=True)
 class Cell:
     "One recipe of a sweep: the images it shares with others, and what is done with them."
@@ -46,9 +44,11 @@ def cells(
     "The `Cell`s of a sweep, without repetitions. A contradiction between settings raises `EdcError` before anything runs."
     out, seen = [], set()
     for r, changes, student in itertools.product([recipes] if isinstance(recipes, Recipe) else recipes, grid(space or {}), students or [None]):
-        images = {k: v for k, v in changes.items() if k.split('.')[0] not in _STUDENT}
+        images = {k: v for k, v in changes.items() if k.split('.')[0] not in PROTOCOL}
         base, own = r.replace(images), {k: v for k, v in changes.items() if k not in images}
-        if student: own = {k: v for k, v in flat(for_student(base, student)).items() if v != flat(base)[k]} | own
+        if student:
+            before = flat(base)
+            own = {k: v for k, v in flat(for_student(base, student)).items() if v != before[k]} | own
         try: check_recipe(base)
         except EdcError: base, own = base.replace(own), {}       # sound only with all its changes
         cell = Cell(base, own)
@@ -119,7 +119,7 @@ def accuracy_columns(
         out |= {k: round(st.mean(v), 2) if v else None, f"{k} sd": round(st.stdev(v), 2) if len(v) > 1 else None}
     return out
 
-# %% ../nbs/18_sweeps.ipynb #c09be0c6
+# %% ../nbs/18_sweeps.ipynb #98a66459
 def sweep(
     recipes,                     # a recipe, or a list of them
     space:dict=None,             # setting -> list of values, e.g. `{'matching.alpha': [0, .25, .5, .75]}`
@@ -154,7 +154,7 @@ def sweep(
             if len(found) < seeds:
                 try: found = _run_cell(cell, dataset(cell.base, seed), out, seed, seeds, store or out / 'store', weights, [own] + ([Ledger(ledger)] if ledger else []), full_data, device, precision, progress)
                 except EdcError as e: failed[i] = str(e)
-            elif ledger: _copy(found, Ledger(ledger))
+            elif ledger: Ledger(ledger).add(found, _CELL)
             records += found
             bar.update()
             if found: bar.set_postfix(last=f"{sum(r['last'] for r in found) / len(found):.1%}")
@@ -165,17 +165,13 @@ def _same(r, d, seed): return dict(recipe=r.name, recipe_hash=r.hash, data_hash=
 def _finished(ledger, r, d, seed, seeds): # its records, one per seed
     return list({rec['seed']: rec for rec in ledger.find(**_same(r, d, seed)) if rec['seed'] < seeds}.values())
 
-def _copy(records, ledger): # those that are not there yet
-    def key(r): return r['recipe'], r['recipe_hash'], r['data_hash'], r['chain_seed'], r['seed']
-    have = {key(r) for r in ledger.records() if 'recipe_hash' in r}
-    for r in records:
-        if key(r) not in have: ledger.append(r)
+_CELL = ('recipe', 'recipe_hash', 'data_hash', 'chain_seed', 'seed')      # a number is not wanted twice, even if its images differ in a bit
 
 def _run_cell(cell, d, out, seed, seeds, store, weights, ledgers, full_data, device, precision, progress):
     folder = out / 'runs' / f"{cell.base.name}-{cell.base.hash}-{seed}"
     c = condense(cell.base, d, folder, device=device, precision=precision, seed=seed, store=store, weights=weights, labels=False, progress=progress)
     report = evaluate(c, seeds=seeds, changes=cell.changes, full_data=full_data)
-    for ledger in ledgers: _copy(report.records, ledger)
+    for ledger in ledgers: ledger.add(report.records, _CELL)
     return report.records
 
 # %% ../nbs/18_sweeps.ipynb #50fd975f

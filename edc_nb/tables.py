@@ -6,13 +6,13 @@
 __all__ = ['SCALES', 'table_names', 'paper', 'at_scale', 'Row', 'rows', 'compare', 'reproduce', 'against', 'plot_beside',
            'coverage']
 
-# %% ../nbs/20_tables.ipynb #39c1693a
+# %% ../nbs/20_tables.ipynb #23852457
 import json, math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from .settings import EdcError, Recipe, flat, one_of
-from .recipes import RECIPES, recipe, for_student
+from .recipes import recipe, for_student
 from .ledger import Ledger
 from .sweeps import accuracy_columns, sweep
 
@@ -39,7 +39,7 @@ def paper(
 _NOTES = ('note', 'check_marks', 'hardware', 'adds')
 def _text(v): return '+'.join(map(str, v)) if isinstance(v, list) else v
 
-# %% ../nbs/20_tables.ipynb #bf68fb99
+# %% ../nbs/20_tables.ipynb #0960ce1f
 _METHODS = dict(edc='edc', sre2l='sre2l', gvbsm='gvbsm', rded='rded', cda='cda', fadrm_plus='fadrm-plus', dm='dm', dc='dc', **{f"config_{c}": f"config-{c}" for c in 'abcdefg'})
 _STUDENTS = dict(shufflenet_v2_x0_5='shufflenet_v2', wide_resnet50_2='wrn50_2')
 _CIFAR8 = recipe('edc', 'cifar10').synthesize.observers
@@ -71,8 +71,7 @@ def _row_recipe(row): # (method, changes) of a printed row, or the reason why th
     if t == 'table15': c |= {'evaluate.schedule': 'alrs', 'evaluate.alrs_gamma': s['gamma']}
     if t == 'table16': c['evaluate.schedule'] = s['scheduler']
     if t in ('table17', 'table20'): c['evaluate.ema_rate'] = s['ema_rate']
-    if t in ('table19', 'table20', 'table21'): c['evaluate.schedule'] = 'smoothing'
-    if t in ('table19', 'table20', 'table21'): c['evaluate.batch_size'] = s['batch_size']
+    if t in ('table19', 'table20', 'table21'): c |= {'evaluate.schedule': 'smoothing', 'evaluate.batch_size': s['batch_size']}
     if t == 'table18': c |= {'synthesize.iterations': s['iterations'], 'synthesize.observers': ('resnet18',), 'relabel.observers': ('resnet18',)} | {k: v for k, v in flat(recipe('rded', 'cifar10')).items() if k.split('.')[0] in ('evaluate', 'augment')}
     if t == 'table19': c |= {'squeeze.start': 'pretrained' if s['synthesis_observers_pretrained'] else 'scratch', 'squeeze.label_start': 'pretrained' if s['label_observers_pretrained'] else 'scratch'}
     if t == 'table21':
