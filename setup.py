@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=['='])
 config.read(Path(__file__).parent / 'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-extras = {name: shlex.split(cfg[f'{name}_requirements']) for name in ('models', 'lab', 'search', 'dev')}
+extras = {name: shlex.split(cfg[f'{name}_requirements']) for name in ('models', 'lab', 'search', 'diagnostics', 'dev')}
 
 setup(
     name=cfg['lib_name'],

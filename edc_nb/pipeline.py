@@ -70,7 +70,7 @@ def _matches(r): return r.synthesize.iterations and r.synthesize.method == 'matc
 def _needed(r): # the observers that take part
     return (set(r.synthesize.observers) if _matches(r) else set()) | (set(r.relabel.observers) if r.relabel.labels == 'soft' else set()) | ({r.initialize.observer} if r.initialize.method in _SEEING else set())
 
-# %% ../nbs/14_pipeline.ipynb #3f94d0f0
+# %% ../nbs/14_pipeline.ipynb #ed37bd0e
 def stage_key(
     stage:str,     # the stage's name
     inputs,        # all that its result depends on
@@ -173,13 +173,16 @@ class Chain:
         if r.synthesize.method != 'matching': return base | dict(synthesize=chosen(r.synthesize) | {'observers': None}, bilevel=chosen(r.bilevel), seed=self.seed)
         return base | dict(synthesize=chosen(r.synthesize), matching=chosen(r.matching), observers=[self.observer_key(n) for n in r.synthesize.observers], seed=self.seed) | self._crops(r.synthesize.observers)
 
+    def matchers(self):
+        "The `Observer`s whose statistics the images are to match, in the order of their turns."
+        return [Observer(n, self.observer(n)[0], self.statistics(n), self.dataset.size, self.r.matching) for n in self.r.synthesize.observers]
+
     def synthetic(self):
         "`Synthetic` images."
         r = self.r
         def make(ck):
             if self.given: raise EdcError(f"the imported images are no longer in the store {self.store.root}; import them again")
-            observers = [Observer(n, self.observer(n)[0], self.statistics(n), self.dataset.size, r.matching) for n in r.synthesize.observers] if _matches(r) else []
-            return synthesize(self.initial(), observers, self.dataset, r.synthesize, r.matching, r.bilevel, seed=self.seed, run=self.run, checkpoint=ck)
+            return synthesize(self.initial(), self.matchers() if _matches(r) else [], self.dataset, r.synthesize, r.matching, r.bilevel, seed=self.seed, run=self.run, checkpoint=ck)
         if not self.given and self.store.manifest('synthesize', stage_key('synthesize', self.synthetic_key())) is None: self.prepare()
         return self._stage('synthesize', self.synthetic_key(), make, lambda s, folder: s.save(folder / 'condensed.safetensors'), lambda folder: Synthetic.load(folder / 'condensed.safetensors'), 'images')[0]
 

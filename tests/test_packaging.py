@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from conftest import ROOT
 
 PACKAGE = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'edc_nb').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
-LAB = {'nbdev', 'fastcore', 'execnb', 'jupyter', 'jupyterlab', 'ipywidgets', 'ipython', 'ipykernel', 'nbclient', 'nbconvert', 'notebook', 'pytest', 'scikit-learn', 'timm', 'optuna'}
+LAB = {'nbdev', 'fastcore', 'execnb', 'jupyter', 'jupyterlab', 'ipywidgets', 'ipython', 'ipykernel', 'nbclient', 'nbconvert', 'notebook', 'pytest', 'scikit-learn', 'timm', 'optuna', 'curvlinops-for-pytorch', 'scipy'}
 
 
 def call(*args, **kw):
@@ -66,7 +66,7 @@ def test_metadata_says_what_settings_ini_says(wheel):
     assert (m['Name'].replace('-', '_'), m['Version'], m['Requires-Python']) == ('edc_nb', cfg['version'], '>=3.10')
     assert (m['License-Expression'] or m['License']) == 'Apache-2.0' and 'Apache License' in meta(wheel, 'licenses/LICENSE')
     assert m.get_payload().strip() == (ROOT / 'README.md').read_text(encoding='utf-8').strip()
-    assert set(m.get_all('Provides-Extra')) == {'models', 'lab', 'search', 'dev'}
+    assert set(m.get_all('Provides-Extra')) == {'models', 'lab', 'search', 'diagnostics', 'dev'}
     assert re.search(r'^edc ?= ?edc_nb\.cli:main$', meta(wheel, 'entry_points.txt'), re.M)
 
 
@@ -75,8 +75,8 @@ def test_core_requirements_are_without_notebook_packages(wheel):
     core = {r.name.lower(): r for r in needed if not r.marker}
     assert not LAB & set(core) and len(core) >= 8
     assert '2.6.0' in core['torch'].specifier and '2.5.1' not in core['torch'].specifier
-    extras = {e: {r.name.lower() for r in needed if r.marker and r.marker.evaluate({'extra': e})} for e in ('models', 'lab', 'search', 'dev')}
-    assert extras['models'] == {'timm'} and extras['search'] == {'optuna'} and extras['lab'] >= {'jupyterlab', 'ipywidgets'} and extras['dev'] >= {'nbdev', 'pytest', 'nbclient'} | extras['lab'] | extras['models'] | extras['search']
+    extras = {e: {r.name.lower() for r in needed if r.marker and r.marker.evaluate({'extra': e})} for e in ('models', 'lab', 'search', 'diagnostics', 'dev')}
+    assert extras['models'] == {'timm'} and extras['search'] == {'optuna'} and extras['diagnostics'] == {'curvlinops-for-pytorch', 'scipy'} and extras['lab'] >= {'jupyterlab', 'ipywidgets'} and extras['dev'] >= {'nbdev', 'pytest', 'nbclient'} | extras['lab'] | extras['models'] | extras['search'] | extras['diagnostics']
 
 
 def test_source_archive_is_whole(built):
