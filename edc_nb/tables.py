@@ -79,10 +79,10 @@ def _row_recipe(row): # (method, changes) of a printed row, or the reason why th
         c |= {'evaluate.schedule': kind} | {f"evaluate.{k}": float(v) for k, v in (x.split('=') for x in rest) if k in ('zeta', 'gamma')}
     return method, c
 
-# %% ../nbs/20_tables.ipynb #00f8c4c2
+# %% ../nbs/20_tables.ipynb #a3d69b4f
 _CLASSES = dict(cifar10=10, cifar100=100, tiny_imagenet=200, imagenet10=10, imagenet1k=1000)
 _AS = {'subset': dict(resnet18='wrn16_2', efficientnet_b0='convnet_w128', densenet121='convnet_w128', alexnet='convnet_d2', wrn50_2='convnet_d1', convnet_w32='convnet_w32', convnext_tiny='convnet_w32', shufflenet_v2='shufflenet_v2'),
-       'tiny': dict(resnet18='wrn16_2', efficientnet_b0='convnet_d1', densenet121='convnet_w128', alexnet='convnet_d2', wrn50_2='convnet_w128', convnext_tiny='convnet_w32')}
+       'tiny': dict(resnet18='wrn16_2', mobilenet_v2='convnet_w32', shufflenet_v2='convnet_d2', efficientnet_b0='convnet_d1', densenet121='convnet_w128', convnext_tiny='convnet_w128', wrn50_2='vgg11_bn')}   # those that learn on 8 by 8 pixels
 _AS_STUDENT = {'subset': dict(resnet18='convnet_w32', resnet50='convnet_d2', resnet101='convnet_d1', mobilenet_v2='mobilenet_v2'),
                'tiny': dict(resnet18='convnet_d2', resnet50='convnet_d1', resnet101='wrn16_2', mobilenet_v2='mobilenet_v2')}   # deeper ConvNets do not learn on 8 by 8 pixels
 _COMMITTEE = {'subset': ('wrn16_2', 'convnet_w128', 'mobilenet_v2'), 'tiny': ('wrn16_2', 'convnet_d1', 'convnet_d2')}
@@ -138,7 +138,9 @@ def at_scale(
     if r.synthesize.iterations: small['synthesize.iterations'] = 12 if method == 'dc' and scale == 'subset' else 6 if method == 'dc' else _BUDGET[scale]
     if r.evaluate.batch_size > 100: small['evaluate.batch_size'] = 100
     if r.evaluate.ema_rate and scale == 'tiny': small['evaluate.ema_rate'] = .9     # 160 steps at batch 25
-    return r.replace(small | _carried(changes, row_set, scale, recipe(method, row_set, ipc).replace(changes)) | {'evaluate.student': _AS_STUDENT[scale][student]})
+    r = r.replace(small | _carried(changes, row_set, scale, recipe(method, row_set, ipc).replace(changes)) | {'evaluate.student': _AS_STUDENT[scale][student]})
+    batch, few = r.evaluate.batch_size, r.ipc * _CLASSES.get(dataset, 10)
+    return r.replace({'evaluate.epochs': r.evaluate.epochs * max(1, math.ceil(100 / batch) // math.ceil(few / batch))})     # as many steps at IPC 1 as at IPC 10
 
 # %% ../nbs/20_tables.ipynb #4cf9211c
 @dataclass(frozen=True)
