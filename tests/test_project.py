@@ -26,7 +26,7 @@ from run_notebooks import WIDGET, all_notebooks  # noqa: E402
 
 NOTEBOOKS = all_notebooks()
 MODULES = sorted((ROOT / 'edc_nb').rglob('*.py'))
-NAMES = [p.stem for p in MODULES if not p.stem.startswith('_')]
+NAMES = ['.'.join(p.relative_to(ROOT / 'edc_nb').with_suffix('').parts) for p in MODULES if not p.stem.startswith('_')]
 
 
 def by_name(path):
@@ -139,11 +139,11 @@ def imported(node):
     "Names of our modules that a syntax tree imports, also through the package's lazy names."
     for x in ast.walk(node):
         if isinstance(x, ast.Import):
-            yield from (a.name.split('.')[1] for a in x.names if a.name.startswith('edc_nb.'))
+            yield from (a.name.split('.', 1)[1] for a in x.names if a.name.startswith('edc_nb.'))
         elif isinstance(x, ast.ImportFrom) and (x.level or x.module.split('.')[0] == 'edc_nb'):
             rest = (x.module or '').split('.')[0 if x.level else 1:]
             if rest and rest[0]:
-                yield rest[0]
+                yield '.'.join(rest)
             else:
                 yield from (edc_nb._places.get(a.name, a.name) for a in x.names)
 
@@ -155,7 +155,7 @@ def test_no_notebook_imports_a_later_ones_module():
         for cell in code_cells(path):
             if found := re.search(r'^#\|\s*default_exp (\S+)', cell.source, re.M):
                 exports[found[1]] = path
-    assert set(exports) == {p.stem for p in MODULES} - {'_modidx'}
+    assert set(exports) == {'.'.join(p.relative_to(ROOT / 'edc_nb').with_suffix('').parts) for p in MODULES} - {'_modidx', 'diagnostics.__init__'}
     early = [f'{path.name} imports {m} of {exports[m].name}' for path in exports.values() for cell in code_cells(path)
              for m in imported(tree(cell)) if m in exports and numbered[exports[m]] > numbered[path]]
     assert not early
