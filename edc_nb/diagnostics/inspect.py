@@ -373,7 +373,7 @@ def inspect_study(
             bar.update(); bar.set_postfix(method=m, gap=f"{sum(v for k, _, c, v, _ in found if k == 'gap' and c == 'all') / len(observers):.3f}")
     return pd.DataFrame(rows, columns=['method', 'seed', 'measure', 'observer', 'class', 'value', 'sd'])
 
-# %% ../../nbs/26_inspect.ipynb #e2390874
+# %% ../../nbs/26_inspect.ipynb #9c14941a
 def inspect_table(
     df,              # what `inspect_study` gave
 ):
@@ -404,20 +404,26 @@ def plot_inspect(
         ax = plt.subplots(figsize=(5, 2.8), dpi=75, layout='constrained')[1]
     part = df[(df.measure == measure) & ((df['class'] != 'all') if by_class else (df['class'] == 'all'))]
     methods, observers = list(part.method.unique()), list(part.observer.unique())
-    for k, (o, c, marker) in enumerate(zip(observers, itertools.cycle(COLOURS), itertools.cycle('osD^vPX'))):
+    styles = dict(zip([o for o in df.observer.unique() if o != 'all'], zip(itertools.cycle(COLOURS), itertools.cycle('osD^vPX')))) | {'all': ('#000000', '*')}     # an observer has its colour in every picture
+    for k, o in enumerate(observers):
+        c, marker = styles[o]
         v = part[part.observer == o].groupby(['method', 'class'], sort=False).value.mean().groupby('method', sort=False)
         at, mean = [methods.index(m) + .12 * (k - (len(observers) - 1) / 2) for m in v.mean().index], v.mean()
         ax.errorbar(at, mean, [mean - v.min(), v.max() - mean] if by_class else None, fmt=marker, color=c, ms=5, lw=1, alpha=.9, label='committee' if o == 'all' else o)
         ref = df[(df.measure == f'real {measure}') & (df.observer == o)].value
         if len(ref): ax.axhline(ref.mean(), color=c, ls=':', lw=1.2)
     ax.set_xticks(range(len(methods)), methods, rotation=25, ha='right')
-    ax.set(ylabel=_UNITS[measure]); ax.legend(frameon=False, fontsize=8)
+    ax.set(ylabel=_UNITS[measure]); ax.legend(frameon=False, fontsize=8, loc='lower center', bbox_to_anchor=(.5, 1), ncols=4)
     return ax
 
-# %% ../../nbs/26_inspect.ipynb #d04273fe
+# %% ../../nbs/26_inspect.ipynb #fdbb40c7
 STARTS = ('noise', 'real', 'rded')
 
-def start_key(r, chain, seed) -> str:
+def start_key(
+    r,              # the recipe
+    chain:Chain,    # whose observers and data
+    seed:int,       # of start and crops
+) -> str:
     "Under which name the study keeps a synthesis."
     return f"{r.initialize.method}-{r.synthesize.iterations}-{seed}-" + content_hash([chain.data_key, r.ipc, chosen(r.matching), chosen(r.synthesize), chosen(r.initialize), [chain.observer_key(o) for o in r.synthesize.observers]])[:8]
 
