@@ -16,6 +16,7 @@ from PIL import Image
 
 from conftest import edc_environment
 from edc_nb.cli import app, main
+from edc_nb.ledger import load_measurement
 from edc_nb.recipes import RECIPES
 from edc_nb.settings import Recipe, setting_names
 from edc_nb.tables import paper, table_names
@@ -177,6 +178,17 @@ def test_another_recipe_does_not_take_over_the_folder(finished, here):
     assert code == 2 and 'synthesize.lr' in err and snapshot(out) == before
 
 
+@pytest.mark.full
+def test_a_study_keeps_its_parts_and_writes_its_measurements(edc, tmp_path):
+    command = ['diagnose', 'hessian', '--scale', 'tiny', '--seeds', 1, '--device', 'cpu', '--quiet', '--out', tmp_path / 'study', '--save']
+    first = ok(edc(*command, tmp_path / 'a.json'))
+    before = snapshot(tmp_path / 'study')
+    assert ok(edc(*command, tmp_path / 'b.json')) == first and snapshot(tmp_path / 'study') == before
+    a, b = (load_measurement(tmp_path / f'{n}.json') for n in 'ab')
+    assert a.equals(b) and set(a.arm) == {'off', 'logits', 'statistics', 'SAM'} and (a.norm > 0).all()
+    assert a.attrs['how'] == b.attrs['how'] and {'recipe': 'edc', 'dataset': 'digits', 'scale': 'tiny', 'seeds': 1}.items() <= a.attrs['how'].items()
+
+
 @pytest.fixture(scope='module')
 def own_images(tmp_path_factory):
     "root/CLASS/i.png: three classes, two sizes, grey, colour, palette and transparent images."
@@ -241,6 +253,10 @@ MISTAKES = {   # what is wrong: (arguments, what the sentence names)
     'unknown command': (['condense'], "'condense'"),
     'show of nothing': (['show', 'nowhere'], 'nowhere', 'run.json'),
     'recipes of an unknown one': (['recipes', 'edcc'], "'edcc'", "'edc'"),
+    'unknown study': (['diagnose', 'hessians'], "'hessians'", 'hessian, gradient'),
+    'unknown scale of a study': (['diagnose', 'hessian', '--scale', 'big'], "'big'", 'subset, tiny'),
+    'study of images that are not there': (['diagnose', 'gradient', '--data', 'nowhere/at/all'], 'nowhere/at/all', 'does not exist'),
+    'study without seeds': (['diagnose', 'landscape', '--scale', 'tiny', '--seeds', 0], '--seeds', '1'),
     'against an unknown one': (['recipes', 'edc', '--against', 'edcc'], "'edcc'"),
 }
 
