@@ -299,9 +299,7 @@ def figure_2a(
     fig.suptitle(f'Figure 2a: {m} points matched to a mixture of 3 classes in the plane', fontsize=10); fig.tight_layout()
     return fig
 
-# %% ../nbs/27_figures.ipynb #a48647f0
-def _command(df): return (df.attrs.get('how') or {}).get('command', '')
-
+# %% ../nbs/27_figures.ipynb #0662a079
 def figure_2b(
     source=None,     # a table of `landscape_study`, its file, or None for results/landscape_cifar10_subset.json
 ):

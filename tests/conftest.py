@@ -3,6 +3,7 @@ import os
 
 os.environ['OMP_NUM_THREADS'] = '1'     # before torch is imported: results depend on the number of threads, and small tensors gain nothing from more
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def said(f, *parts):
+    "Bad input gets one `EdcError`, a single sentence that holds all these words."
+    from edc_nb.settings import EdcError
+    with pytest.raises(EdcError) as e:
+        f()
+    text = str(e.value)
+    assert all(p in text for p in parts) and '\n' not in text and not re.search(r'\. [A-Z](?!id you)', text), text
 
 
 @pytest.fixture(scope='session')

@@ -253,9 +253,9 @@ MISTAKES = {   # what is wrong: (arguments, what the sentence names)
     'unknown command': (['condense'], "'condense'"),
     'show of nothing': (['show', 'nowhere'], 'nowhere', 'run.json'),
     'recipes of an unknown one': (['recipes', 'edcc'], "'edcc'", "'edc'"),
-    'unknown study': (['diagnose', 'hessians'], "'hessians'", 'hessian, gradient'),
+    'unknown study': (['diagnose', 'hessians'], "'hessians'", 'hessian, gradients'),
     'unknown scale of a study': (['diagnose', 'hessian', '--scale', 'big'], "'big'", 'subset, tiny'),
-    'study of images that are not there': (['diagnose', 'gradient', '--data', 'nowhere/at/all'], 'nowhere/at/all', 'does not exist'),
+    'study of images that are not there': (['diagnose', 'gradients', '--data', 'nowhere/at/all'], 'nowhere/at/all', 'does not exist'),
     'study without seeds': (['diagnose', 'landscape', '--scale', 'tiny', '--seeds', 0], '--seeds', '1'),
     'against an unknown one': (['recipes', 'edc', '--against', 'edcc'], "'edcc'"),
 }

@@ -1,18 +1,18 @@
 """Gradient cosine (Fig. 2c, bottom) against its definition."""
 import copy
-import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from conftest import said
 from edc_nb.core import generator
 from edc_nb.data import open_dataset
 from edc_nb.diagnostics.gradients import (cosine_curve, dataset_batches, draw_batches, global_gradient, gradient_cosine, gradient_gains,
                                           gradient_gram, gradient_study, plot_gradient_cosine, probe)
 from edc_nb.models import build_model
-from edc_nb.settings import DataSettings, EdcError
+from edc_nb.settings import DataSettings
 
 GEN = torch.Generator().manual_seed(torch.seed() % 2**31)      # fresh inputs at every run
 
@@ -152,13 +152,6 @@ def test_study_on_the_digits(tmp_path, monkeypatch):
     gains = gradient_gains(df)
     assert (gains[gains.source == 'random-real']['over random-real'] == 0).all() and (gains.inits == 2).all()
     assert len(plot_gradient_cosine(df).lines) >= 3
-
-
-def said(f, *parts):
-    with pytest.raises(EdcError) as e:
-        f()
-    text = str(e.value)
-    assert all(p in text for p in parts) and '\n' not in text and not re.search(r'\. [A-Z](?!id you)', text), text
 
 
 def test_bad_input():

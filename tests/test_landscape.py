@@ -1,6 +1,5 @@
 """Filter-normalised slices (Fig. 2b) against networks that are rebuilt at every point."""
 import copy
-import re
 
 import pandas as pd
 import pytest
@@ -8,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from conftest import said
 from edc_nb.core import generator
 from edc_nb.diagnostics.gradients import condensed_sets
 from edc_nb.diagnostics.landscape import (landscape_1d, landscape_2d, landscape_rise, landscape_study, landscape_verdict, plot_landscape,
                                           random_direction, trained_student)
 from edc_nb.evaluation import recalibrate
-from edc_nb.settings import EdcError
 
 GEN = torch.Generator().manual_seed(torch.seed() % 2**31)      # fresh inputs at every run
 
@@ -171,13 +170,6 @@ def test_pictures():
     ax = plot_landscape(df, rise=True)
     assert len(ax.lines) == 2 and list(ax.lines[0].get_ydata())[1] == pytest.approx(0) and 'distance' in ax.get_xlabel()
     assert plot_landscape(landscape_2d(net, x, y, points=5), of='accuracy').get_aspect() == 1
-
-
-def said(f, *parts):
-    with pytest.raises(EdcError) as e:
-        f()
-    text = str(e.value)
-    assert all(p in text for p in parts) and '\n' not in text and not re.search(r'\. [A-Z](?!id you)', text), text
 
 
 def test_bad_input():

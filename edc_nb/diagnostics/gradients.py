@@ -22,11 +22,14 @@ from ..pipeline import condense
 from ..tables import at_scale
 from ..comparison import contestants
 
-# %% ../../nbs/24_gradients.ipynb #69975a45
-def _check(net, images, labels): # one sentence for what cannot be differentiated
+# %% ../../nbs/24_gradients.ipynb #9cbc52fb
+def _check_images(images, labels): # normalised, finite, one label each
     if not images.is_floating_point() or images.ndim != 4: raise EdcError(f"images: got {images.dtype} {list(images.shape)}, expected normalised floats [N, 3, S, S] (Dataset.normalise)")
     if not torch.isfinite(images).all(): raise EdcError(f"images: {int((~torch.isfinite(images)).flatten(1).any(1).sum())} of {len(images)} hold values that are not finite; expected finite normalised pixels")
     if len(labels) != len(images): raise EdcError(f"labels: got {len(labels)} for {len(images)} images, expected one each")
+
+def _check(net, images, labels): # one sentence for what cannot be differentiated
+    _check_images(images, labels)
     if labels.is_floating_point() and (labels.ndim != 2 or not torch.isfinite(labels).all() or (labels < 0).any() or ((labels.sum(1) - 1).abs() > 1e-3).any()):
         raise EdcError("labels: got floats whose rows are no probabilities; expected int64 classes [N], or non-negative floats [N, C] whose rows sum to one")
     with torch.no_grad(): classes = net(images[:2]).shape[1]

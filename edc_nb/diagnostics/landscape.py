@@ -6,7 +6,7 @@
 __all__ = ['random_direction', 'landscape_1d', 'landscape_rise', 'plot_landscape', 'landscape_2d', 'trained_student',
            'landscape_study', 'landscape_verdict']
 
-# %% ../../nbs/25_landscape.ipynb #a44fce9d
+# %% ../../nbs/25_landscape.ipynb #32861b0a
 import copy
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -17,7 +17,7 @@ from ..squeeze import place
 from ..relabel import Teachers
 from ..pipeline import Chain, Condensed
 from ..tables import at_scale
-from .gradients import _calibrate, _kept, _opened, condensed_sets
+from .gradients import _calibrate, _check_images, _kept, _opened, condensed_sets
 
 # %% ../../nbs/25_landscape.ipynb #09695062
 def random_direction(
@@ -38,15 +38,13 @@ def random_direction(
         out.append(z if scale == 'none' else z * (torch.linalg.vector_norm(w, dim=dims, keepdim=True) / torch.linalg.vector_norm(z, dim=dims, keepdim=True).clamp_min(1e-12)))
     return out
 
-# %% ../../nbs/25_landscape.ipynb #13b1b978
+# %% ../../nbs/25_landscape.ipynb #e4d61bc7
 _LOSSES = ('ce', 'mse')
 
 class _Walker: # a copy of a network that is moved about
     def __init__(self, model, images, labels, loss, buffers, calibration, batch_size):
         one_of('loss', loss, _LOSSES); one_of('buffers', buffers, ('kept', 'recalibrated'))
-        if not images.is_floating_point() or images.ndim != 4: raise EdcError(f"images: got {images.dtype} {list(images.shape)}, expected normalised floats [N, 3, S, S] (Dataset.normalise)")
-        if not torch.isfinite(images).all(): raise EdcError(f"images: {int((~torch.isfinite(images)).flatten(1).any(1).sum())} of {len(images)} hold values that are not finite; expected finite normalised pixels")
-        if len(labels) != len(images): raise EdcError(f"labels: got {len(labels)} for {len(images)} images, expected one each")
+        _check_images(images, labels)
         if loss == 'mse' and not labels.is_floating_point(): raise EdcError("labels: loss 'mse' compares logits, but got classes; expected float logits [N, C], or loss 'ce'")
         self.bns = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if buffers == 'recalibrated' and calibration is None and self.bns: raise EdcError("buffers: got 'recalibrated' without calibration images; accepted: 'kept', or calibration=normalised images [N, 3, S, S]")
