@@ -56,7 +56,7 @@ def _unused(dataset, starts, ipc, seed, most): # indices of real images that no 
 def _looks(networks, x, batch=500): # name of a space -> the images in it
     return {'pixels': x} | {n: torch.cat([features(f, part) for part in x.split(batch)]) for n, f in networks.items()}
 
-# %% ../../nbs/22c_transport.ipynb #70a48054
+# %% ../../nbs/22c_transport.ipynb #47013913
 def _one_seed(chain, ipc, starts, observers, seed, most): # rows of one seed
     initial = {n: _start(n, chain, ipc, seed) for n in starts}
     d, networks = chain.dataset, {n: chain.observer(n)[0] for n in observers}
@@ -82,7 +82,7 @@ def transport_study(
     device:str='auto',           # 'auto', 'cpu', 'cuda', ...
     progress:bool=True,          # show a progress bar
 ):
-    "Transport cost from each start to unused real images: a DataFrame with columns seed, start, space, within, cost, images, real (Theorem 3.1, measured). Finished seeds are kept in `out`. `attrs['recipe']` is the recipe whose observers and RDED settings were used."
+    "Transport cost from each start to unused real images: a DataFrame with columns seed, start, space, within, cost, images, real (Theorem 3.1, measured). Finished seeds are kept in `out`. `attrs` names the recipe whose observers and RDED settings were used."
     import pandas as pd
     r = at_scale('edc', {}, 'cifar10', ipc, 'resnet18', scale).replace({'initialize.flip': 0.})
     run = make_runtime(device, progress=progress)
@@ -96,7 +96,7 @@ def transport_study(
         rows += read_json(path)
         bar.set_postfix_str(', '.join(f"{x['start']} {x['cost']:.2f}" for x in rows[-20:] if x['space'] == observers[0] and x['within'] == 'class'))
     frame = pd.DataFrame(rows)
-    frame.attrs['recipe'] = r
+    frame.attrs |= dict(recipe=r.name, recipe_hash=r.hash, dataset=dataset.name, ipc=ipc, observers=observers)
     return frame
 
 # %% ../../nbs/22c_transport.ipynb #48cc7bd5
