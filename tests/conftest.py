@@ -3,9 +3,12 @@ import os
 
 os.environ['OMP_NUM_THREADS'] = '1'     # before torch is imported: results depend on the number of threads, and small tensors gain nothing from more
 
+import multiprocessing
 import re
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,47 @@ def said(f, *parts):
         f()
     text = str(e.value)
     assert all(p in text for p in parts) and '\n' not in text and not re.search(r'\. [A-Z](?!id you)', text), text
+
+
+def pytest_collection_modifyitems(items):
+    "Notebooks run beside all other tests; who waits for them comes last."
+    items.sort(key=lambda i: i.path.name == 'test_notebooks.py')
+
+
+def one_thread():
+    os.environ.update(edc_environment())      # kernels inherit it
+
+
+@pytest.fixture(scope='session', autouse=True)
+def executed(request, tmp_path_factory):
+    """Path -> future of the executed notebook, for the notebooks whose tests were selected.
+
+    They run from the first test on, one after another in a process of their own, in a copy of the project without the last cells
+    that export it: a test must not mend what the next one judges."""
+    wanted = [i.callspec.params['path'] for i in request.session.items if i.path.name == 'test_notebooks.py']
+    if not wanted:
+        yield {}
+        return
+    import nbformat
+    sys.path.insert(0, str(ROOT / 'tools'))
+    from run_notebooks import execute
+    project = tmp_path_factory.mktemp('copy') / ROOT.name
+    shutil.copytree(ROOT / 'nbs', project / 'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    for p in ROOT.iterdir():
+        if p.name not in ('nbs', '.git', 'runs'):
+            (project / p.name).symlink_to(p)
+    if (shared := ROOT.parent / 'shared').exists():      # where notebooks look for real data
+        (project.parent / 'shared').symlink_to(shared)
+    for path in (project / 'nbs').rglob('*.ipynb'):
+        nb = nbformat.read(path, as_version=4)
+        for cell in nb.cells:
+            if 'nbdev_export()' in cell.source:
+                cell.source = ''
+        nbformat.write(nb, path)
+    # a fresh process, because a forked torch may hang
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), one_thread) as pool:
+        yield {path: pool.submit(execute, project / path.relative_to(ROOT)) for path in wanted}
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @pytest.fixture(scope='session')
