@@ -47,7 +47,8 @@ def test_quadratic_sharpness_beats_a_grid(convex, rng):
         H, g, rho = (a @ a.T if convex else a + a.T), randn(rng, 2), 10**randn(rng, 1).item()
         rise, e = quadratic_sharpness(H, g, rho)
         t = torch.linspace(0, 2 * math.pi, 721, dtype=torch.float64)
-        disc = (torch.linspace(0, rho, 101, dtype=torch.float64)[:, None, None] * torch.stack([t.cos(), t.sin()], 1)).view(-1, 2)
+        disc = (rho * torch.logspace(-4, 0, 301, dtype=torch.float64)[:, None, None] *      # dense near the centre too, where a maximum inside a large ball is
+                torch.stack([t.cos(), t.sin()], 1)).view(-1, 2)
         best = (disc @ g + ((disc @ H) * disc).sum(1) / 2).max()
         assert e.norm() <= rho * (1 + 1e-9) and float(g @ e + e @ H @ e / 2) == pytest.approx(float(rise), rel=1e-8)
         assert best <= rise * (1 + 1e-9) and rise <= best + 1e-3 * (1 + abs(best)) * (1 + rho)
