@@ -352,7 +352,7 @@ def scores(
     from edc_nb.pipeline import load_condensed
     print(scores(load_condensed(folder, data, device, progress=not quiet), student=student, seeds=seeds, ledger=ledger).to_string())
 
-# %% ../nbs/90_cli.ipynb #7946c24f
+# %% ../nbs/90_cli.ipynb #26503f3d
 STUDIES = dict(hessian='hessian.hessian_study', gradients='gradients.gradient_study', landscape='landscape.landscape_study', inspect='inspect.inspect_study', initialization='inspect.initialization_study', transport='transport.transport_study')     # in edc_nb.diagnostics
 
 @app.command(help=f"Measure what the images and their students are like: {', '.join(STUDIES)}. Finished parts are kept; the same command goes on.")
@@ -371,11 +371,10 @@ def diagnose(
     from edc_nb.core import make_runtime
     from edc_nb.ledger import save_measurement
     from edc_nb.settings import one_of
-    from edc_nb.tables import SCALES, at_scale
+    from edc_nb.tables import SCALES
     one_of('study', study, STUDIES); one_of('scale', scale, SCALES)
     module, function = STUDIES[study].split('.')
     measure = getattr(import_module(f'edc_nb.diagnostics.{module}'), function)
     frame = measure(scale, data, out or Path('runs') / f'{study}-{scale}', seeds=seeds, store=store, device=device, progress=not quiet)
-    r = at_scale('edc', {}, 'cifar10', 10, 'resnet18', scale)     # the protocol that every study takes
-    if save: save_measurement(save, frame, make_runtime(device), **dict(recipe=r.name, recipe_hash=r.hash, dataset=r.data.name) | frame.attrs, scale=scale, seeds=seeds, command=f"edc diagnose {study} --scale {scale} --seeds {seeds}" + (' --data PATH' if data else ''))
+    if save: save_measurement(save, frame, make_runtime(device), **frame.attrs, scale=scale, seeds=seeds, command=f"edc diagnose {study} --scale {scale} --seeds {seeds}" + (' --data PATH' if data else ''))
     print(frame.to_string())

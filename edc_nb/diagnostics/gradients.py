@@ -6,7 +6,7 @@
 __all__ = ['probe', 'dataset_batches', 'global_gradient', 'gradient_gram', 'draw_batches', 'gradient_cosine', 'cosine_curve',
            'plot_gradient_cosine', 'condensed_sets', 'gradient_study', 'gradient_gains']
 
-# %% ../../nbs/24_gradients.ipynb #030f2a12
+# %% ../../nbs/24_gradients.ipynb #0d62e4dc
 import copy
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -18,6 +18,7 @@ from ..models import build_model
 from ..squeeze import place
 from ..relabel import Teachers
 from ..evaluation import recalibrate
+from ..ledger import described
 from ..pipeline import condense
 from ..tables import at_scale
 from ..comparison import contestants
@@ -237,7 +238,7 @@ def _opened(scale, dataset, ipc, device, progress): # (recipe, run, data set on 
     r, run = at_scale('edc', {}, 'cifar10', ipc, 'resnet18', scale), make_runtime(device, 'fp32', progress=progress)
     return r, run, (dataset if isinstance(dataset, Dataset) else open_dataset(r.data, dataset, progress=progress)).to(run.device)
 
-# %% ../../nbs/24_gradients.ipynb #712b355d
+# %% ../../nbs/24_gradients.ipynb #83dcd038
 def _network(name, dataset, init, bn, run): # with random weights, batch norm as asked
     net = place(build_model(name, dataset.num_classes, dataset.size, seed=seed_for(init, 'gradients')), run)
     return probe(net, bn if bn == 'calibrated' else 'eval', (x for x, _ in dataset_batches(dataset, seed=init)) if bn == 'calibrated' else ())
@@ -283,7 +284,7 @@ def gradient_study(
             key = content_hash([scale, d.hash, [sets[m].chain.synthetic_key() for m in methods], list(methods), model, init, list(labels), list(sizes), draws, pool, bn])
             frames += _kept(Path(out) / 'parts' / f"{key}.json", lambda: _one_init(model, init, d, sets, say, labels, sizes, draws, pool, bn, run))
             bar.update(); bar.set_postfix(cosine=f"{frames[-1]['cosine']:.3f}")
-    return pd.DataFrame(frames)
+    return described(pd.DataFrame(frames), r, d, methods=list(methods), draws=draws, pool=pool, bn=bn)
 
 def _one_init(model, init, d, sets, say, labels, sizes, draws, pool, bn, run): # rows of one network
     net, how, out = _network(model, d, init, bn, run), 'batch' if bn == 'batch' else 'eval', []

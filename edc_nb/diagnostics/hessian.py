@@ -7,7 +7,7 @@ __all__ = ['ARMS', 'Hessian', 'Estimate', 'hessian_moments', 'hessian_norm', 'he
            'spectral_density', 'SynthesisLoss', 'synthesis_loss', 'HessianWatch', 'hessian_study', 'hessian_ratio',
            'plot_hessian', 'student_at_end', 'weights_loss', 'student_hessian']
 
-# %% ../../nbs/23_hessian.ipynb #79c2a834
+# %% ../../nbs/23_hessian.ipynb #522d88b5
 import contextlib, copy, math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..initialize import initialize
 from ..synthesize import Observer, synthesis_batches, synthesize
 from ..evaluation import LOSSES, Batch, student_batches
 from ..models import load_weights
+from ..ledger import described
 from ..pipeline import Chain
 from ..tables import at_scale
 
@@ -374,7 +375,7 @@ class HessianWatch:
         import pandas as pd
         return pd.DataFrame(self.rows)
 
-# %% ../../nbs/23_hessian.ipynb #69aa9c16
+# %% ../../nbs/23_hessian.ipynb #333dde9a
 ARMS = {'off': {'synthesize.flatness': 'off'}, 'logits': {'synthesize.flatness': 'logits'}, 'statistics': {'synthesize.flatness': 'statistics'}, 'SAM': {'synthesize.flatness': 'sam'}}
 
 def hessian_study(
@@ -418,8 +419,7 @@ def hessian_study(
     df = pd.concat(frames, ignore_index=True)
     mean = df.groupby(['arm', 'seed', 'batch', 'iteration'], sort=False)[['norm', 'trace', 'loss', 'gradient']].mean().reset_index().assign(observer='mean')
     df = pd.concat([df, mean], ignore_index=True)[['arm', 'seed', 'batch', 'iteration', 'observer', 'norm', 'norm_se', 'trace', 'trace_se', 'loss', 'gradient']]
-    df.attrs |= dict(recipe=base.name, recipe_hash=base.hash, dataset=dataset.name, data_hash=dataset.hash, images=ipc * dataset.num_classes)
-    return df
+    return described(df, base, dataset, probes=probes)
 
 def hessian_ratio(
     df,                    # from `hessian_study`

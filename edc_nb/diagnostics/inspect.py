@@ -8,7 +8,7 @@ __all__ = ['COLOURS', 'SHOWN', 'STARTS', 'check_images', 'looking', 'statistic_g
            'nearest_real', 'plot_nearest', 'inspect_study', 'inspect_table', 'plot_inspect', 'start_key',
            'synthesis_from', 'start_recipe', 'initialization_study', 'initialization_table', 'plot_initialization']
 
-# %% ../../nbs/26_inspect.ipynb #3729c7bd
+# %% ../../nbs/26_inspect.ipynb #f00b6b20
 import contextlib, dataclasses, itertools, math
 from pathlib import Path
 import torch, torch.nn as nn
@@ -19,6 +19,7 @@ from ..squeeze import features
 from ..matching import class_weights, pool_moments
 from ..initialize import initialize
 from ..synthesize import Synthetic, synthesize
+from ..ledger import described
 from ..pipeline import Chain, condense
 from ..comparison import contestants
 from ..tables import at_scale
@@ -308,12 +309,15 @@ def plot_nearest(
     for ax, c in zip(axes[0], df['class'].iloc[which]): ax.set_title(c, fontsize=8)
     return axes
 
-# %% ../../nbs/26_inspect.ipynb #71540479
+# %% ../../nbs/26_inspect.ipynb #c231a6f8
 SHOWN = ('random-real', 'sre2l', 'cda', 'gvbsm', 'rded', 'edc')
 
 def _measures(images, labels, chain, observers, real, run): # rows (measure, observer, class, value, sd)
+    import pandas as pd
     d, out = chain.dataset, []
     add = lambda measure, observer, cls, value, sd=None: out.append((measure, observer, cls, float(value), sd))
+    def by_class(measure, observer, values):
+        for c, v in pd.Series(values).groupby([str(d.classes[k]) for k in labels.tolist()], sort=False).mean().items(): add(measure, observer, c, v)
     g = statistic_gaps(images, labels, observers, d, run=run)
     for (o, c), v in g[g.what == 'channel'].groupby(['observer', 'class'], sort=False).relative.mean().items(): add('gap', o, c, v)
     models = {o.name: o.model for o in observers}
@@ -327,9 +331,8 @@ def _measures(images, labels, chain, observers, real, run): # rows (measure, obs
             for row in diversity(f, labels, real[n], d.train.labels.cpu(), classes=d.classes).to_dict('records'):
                 for k in ('distance', 'vendi'):
                     add(k, n, row['class'], row[k]); add(f'real {k}', n, row['class'], row[f'real {k}'], row[f'real {k} sd'])
-        near = nearest_real(images, labels, d, m, real=real[n], run=run)
-        for c, v in near.groupby('class', sort=False)['feature distance'].mean().items(): add('feature distance', n, c, v)
-    for c, v in near.groupby('class', sort=False)['pixel distance'].mean().items(): add('pixel distance', 'pixels', c, v)
+        by_class('feature distance', n, nearest(f, real[n], run=run)[0])
+    by_class('pixel distance', 'pixels', nearest_real(images, labels, d, run=run)['pixel distance'])
     return out
 
 def inspect_study(
@@ -371,7 +374,7 @@ def inspect_study(
             found = _measures(images, labels, chain, observers, real, run)
             rows += [(m, s, *row) for row in found]
             bar.update(); bar.set_postfix(method=m, gap=f"{sum(v for k, _, c, v, _ in found if k == 'gap' and c == 'all') / len(observers):.3f}")
-    return pd.DataFrame(rows, columns=['method', 'seed', 'measure', 'observer', 'class', 'value', 'sd'])
+    return described(pd.DataFrame(rows, columns=['method', 'seed', 'measure', 'observer', 'class', 'value', 'sd']), recipes['edc'], d, methods=list(methods))
 
 # %% ../../nbs/26_inspect.ipynb #9c14941a
 def inspect_table(
@@ -454,7 +457,7 @@ def start_recipe(
     keep = tuple(sorted({k for k in (0, 1, 20, iterations // 2, iterations) if k <= iterations}))
     return at_scale('edc', {}, 'cifar10', ipc, 'resnet18', scale).replace({'initialize.method': method, 'synthesize.iterations': iterations, 'synthesize.snapshots': keep})
 
-# %% ../../nbs/26_inspect.ipynb #7459837f
+# %% ../../nbs/26_inspect.ipynb #d0824b9e
 def initialization_study(
     scale:str='subset',        # 'full', 'subset' or 'tiny'
     dataset=None,              # where the images are, or an open `Dataset`; the digits need nothing
@@ -483,7 +486,7 @@ def initialization_study(
             h = synthesis_from(recipes[n, m], chain, observers, out, s).history_frame()
             frames.append(h[['iteration', 'observer', 'matching', 'ce']].assign(start=m, iterations=n, seed=s))
             bar.update(); bar.set_postfix(start=m, matching=f"{h.matching.iloc[-len(observers):].mean():.1f}")
-    return pd.concat(frames, ignore_index=True)[['start', 'iterations', 'seed', 'iteration', 'observer', 'matching', 'ce']]
+    return described(pd.concat(frames, ignore_index=True)[['start', 'iterations', 'seed', 'iteration', 'observer', 'matching', 'ce']], r, d, starts=list(starts))
 
 # %% ../../nbs/26_inspect.ipynb #7d27d322
 def initialization_table(

@@ -6,7 +6,7 @@
 __all__ = ['random_direction', 'landscape_1d', 'landscape_rise', 'plot_landscape', 'landscape_2d', 'trained_student',
            'landscape_study', 'landscape_verdict']
 
-# %% ../../nbs/25_landscape.ipynb #32861b0a
+# %% ../../nbs/25_landscape.ipynb #4fc0bf3f
 import copy
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -15,6 +15,7 @@ from ..core import generator
 from ..models import load_weights
 from ..squeeze import place
 from ..relabel import Teachers
+from ..ledger import described
 from ..pipeline import Chain, Condensed
 from ..tables import at_scale
 from .gradients import _calibrate, _check_images, _kept, _opened, condensed_sets
@@ -186,7 +187,7 @@ def _arms(zetas, ema): return [(z, e) for z in zetas for e in (0., ema)]
 
 def _arm(z, e): return f"ζ = {z:g}, {'EMA' if e else 'raw'}"
 
-# %% ../../nbs/25_landscape.ipynb #26db352a
+# %% ../../nbs/25_landscape.ipynb #6f872fff
 def landscape_study(
     scale:str='subset',        # 'full', 'subset' or 'tiny'
     dataset=None,              # where the images are, or an open `Dataset`; the digits need nothing
@@ -224,7 +225,7 @@ def landscape_study(
             rows = _kept(Path(out) / 'parts' / f"{key}.json", lambda: _one_student(c, m, z, e, s, views, how, plane))
             frames += [dict(model=m, arm=_arm(z, e), zeta=z, ema=e, seed=s) | row for row in rows]
             bar.update(); bar.set_postfix(loss=f"{frames[-1]['loss']:.3f}")
-    return pd.DataFrame(frames)
+    return described(pd.DataFrame(frames), r, d, images=images, directions=directions, vectors=vectors, buffers=buffers)
 
 def _data(c, n): # name -> (images normalised, labels, loss)
     d, r, at = c.chain.dataset, c.recipe, c.chain.run.device

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STARTS', 'relative_transport', 'transport_study', 'plot_transport']
 
-# %% ../../nbs/22c_transport.ipynb #996045fe
+# %% ../../nbs/22c_transport.ipynb #46807231
 from dataclasses import replace
 from pathlib import Path
 import torch
@@ -14,6 +14,7 @@ from ..core import Store, generator, make_runtime, read_json, write_json
 from ..data import Dataset, open_dataset, sample_per_class
 from ..squeeze import features
 from ..initialize import INITIALIZATIONS, Initial, initialize
+from ..ledger import described
 from ..pipeline import Chain
 from ..tables import at_scale
 from ..theory import transport_cost
@@ -56,7 +57,7 @@ def _unused(dataset, starts, ipc, seed, most): # indices of real images that no 
 def _looks(networks, x, batch=500): # name of a space -> the images in it
     return {'pixels': x} | {n: torch.cat([features(f, part) for part in x.split(batch)]) for n, f in networks.items()}
 
-# %% ../../nbs/22c_transport.ipynb #47013913
+# %% ../../nbs/22c_transport.ipynb #2cf3a3ac
 def _one_seed(chain, ipc, starts, observers, seed, most): # rows of one seed
     initial = {n: _start(n, chain, ipc, seed) for n in starts}
     d, networks = chain.dataset, {n: chain.observer(n)[0] for n in observers}
@@ -95,9 +96,7 @@ def transport_study(
         if not path.exists(): write_json(path, _one_seed(chain, ipc, starts, observers, seed, most))
         rows += read_json(path)
         bar.set_postfix_str(', '.join(f"{x['start']} {x['cost']:.2f}" for x in rows[-20:] if x['space'] == observers[0] and x['within'] == 'class'))
-    frame = pd.DataFrame(rows)
-    frame.attrs |= dict(recipe=r.name, recipe_hash=r.hash, dataset=dataset.name, ipc=ipc, observers=observers)
-    return frame
+    return described(pd.DataFrame(rows), r, dataset, observers=observers)
 
 # %% ../../nbs/22c_transport.ipynb #48cc7bd5
 def plot_transport(
