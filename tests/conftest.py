@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def said(f, *parts):
     "Bad input gets one `EdcError`, a single sentence that holds all these words."
-    from edc_nb.settings import EdcError
+    from edc_nb.core.settings import EdcError
     with pytest.raises(EdcError) as e:
         f()
     text = str(e.value)

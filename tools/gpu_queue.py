@@ -23,8 +23,9 @@ HELD_OUT = {'data.validation': 5000}    # settings are chosen without the test s
 
 def cells():
     "(recipe, number of seeds, train the full-data reference) in order of importance."
-    from edc_nb.recipes import for_student, recipe
-    from edc_nb.tables import rows
+    from edc_nb.recipes.base import for_student
+    from edc_nb.recipes.registry import recipe
+    from edc_nb.paper.reproduce import rows
 
     def cell(name, ipc=10, changes=None, student='resnet18', seeds=3, full=False):
         return for_student(recipe(name, 'cifar10', ipc).replace(changes or {}), student), seeds, full
@@ -66,7 +67,7 @@ def missing(r, seeds, ledgers):
 def run_cell(args):
     "In the child: condense and evaluate one cell."
     from edc_nb import condense, evaluate
-    from edc_nb.settings import from_yaml, EdcError
+    from edc_nb.core.settings import from_yaml, EdcError
     r, work = from_yaml(Path(args.cell).read_text()), Path(args.work)
     r = r.replace(name=args.name)
     # students of one condensed set share its folder, so that a further architecture costs only itself
@@ -120,10 +121,10 @@ def main():
             stopped = True
             break
     if (work / 'ledger.jsonl').exists(): shutil.copy(work / 'ledger.jsonl', Path(args.out) / 'ledger.jsonl')
-    from edc_nb.ledger import Ledger, summarise
+    from edc_nb.run.ledger import Ledger, summarize
     print(f'\n{done} cells finished in {time.time() - start:.0f} s; ' + ('more are waiting' if stopped else 'none is missing'))
     records = [rec for path in ledgers for rec in Ledger(path).records()]
-    if records: print(summarise(records).to_string(index=False))
+    if records: print(summarize(records).to_string(index=False))
     room = sorted(Path(args.out).iterdir(), key=lambda p: p.stat().st_mtime)
     print('comes back:', ', '.join(f'{p.name} {p.stat().st_size / 2**20:.1f} MiB' for p in room))
 

@@ -26,15 +26,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import transforms as T
 
-from edc_nb.core import generator, make_runtime
-from edc_nb.data import Dataset, ImageSet, open_dataset, sample_per_class
-from edc_nb.evaluation import LOSSES, Average, _groups, _student_epoch, recalibrate, student_batches
-from edc_nb.matching import collect_statistics
-from edc_nb.models import build_model
-from edc_nb.recipes import recipe
-from edc_nb.relabel import Labels, Teachers, ViewStream, make_labels
-from edc_nb.squeeze import make_optimizer, place, stream, train_views
-from edc_nb.synthesize import Observer, _Batch
+from edc_nb.core.runtime import generator, make_runtime
+from edc_nb.data.images import Dataset, ImageSet, sample_per_class
+from edc_nb.data.open import open_dataset
+from edc_nb.stages.students import LOSSES, Average, _groups, _student_epoch, recalibrate, student_batches
+from edc_nb.stages.matching import collect_statistics
+from edc_nb.models.registry import build_model
+from edc_nb.recipes.registry import recipe
+from edc_nb.stages.relabel import Labels, Teachers, ViewStream, make_labels
+from edc_nb.models.helpers import make_optimizer, to_device
+from edc_nb.stages.squeeze import stream, train_views
+from edc_nb.stages.synthesize import Observer, _Batch
 
 EDC = recipe('edc', 'cifar10')
 SAME = recipe('edc-released', 'cifar10').replace({'matching.patch_swap': False, 'synthesize.crop_scale': (.5, 1.)})   # the authors' mathematics
@@ -212,7 +214,7 @@ class Bench:
         self.some = replace(self.data, train=self.data.train.subset(some))
         self.models = {n: build_model(n, 10, 32, seed=0).to(self.run.device) for n in EDC.synthesize.observers}
         for m in self.models.values():
-            recalibrate(m, [self.data.normalise(self.data.train.images[::2])])
+            recalibrate(m, [self.data.normalize(self.data.train.images[::2])])
             m.eval()
 
     def race(self, contenders, per=1):
@@ -267,7 +269,7 @@ class Bench:
 
     def iterations(self, ipc):
         images, labels = self.images(ipc)
-        x, turns, rows = self.data.normalise(images), 1 if ipc > 1 else 5, {}
+        x, turns, rows = self.data.normalize(images), 1 if ipc > 1 else 5, {}
         leaf = x.clone().requires_grad_()
         for n, model in self.models.items():
             def contender(r):
@@ -294,7 +296,7 @@ class Bench:
         teachers = Teachers(list(self.models.values()), EDC.relabel, self.run)
         for m in self.models.values(): m.requires_grad_(True)          # as they come from training
         mended, shipped = (_AuthorsTraining(images, labels, teachers.models, self.data, name, self.run.device, b) for b in (False, True))
-        student = place(build_model(name, 10, 32, seed=0), self.run).train()
+        student = to_device(build_model(name, 10, 32, seed=0), self.run).train()
         opt, average = make_optimizer(_groups(student, s), s.optimizer, s.lr, s.momentum, s.weight_decay, self.run.device), Average(student, s)
         best = self.race({'label pass': lambda: store.append(make_labels(views, teachers, epochs)),
                           'student': lambda: _student_epoch(student, opt, average, LOSSES[s.loss], student_batches(views, Labels(views, store[-1]), 0), s, self.run),
