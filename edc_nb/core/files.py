@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'package_folder', 'results_folder', 'bytes_hash', 'atomic_path', 'write_text', 'write_json', 'read_json',
-           'save_tensors', 'load_tensors', 'Checkpoint', 'Store']
+           'save_tensors', 'load_tensors', 'Checkpoint', 'Store', 'Artefact']
 
 # %% ../../nbs/reference/files.ipynb #5e13e84c
 import importlib.util
@@ -191,3 +191,17 @@ class Store:
                 try: os.kill(int(m[1]), 0)
                 except ProcessLookupError: shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
                 except OSError: pass
+
+# %% ../../nbs/reference/files.ipynb #56b305cf
+class Artefact:
+    "A stage's result: a subclass names its file, and has `write(path)` and a static `read(path, device)`."
+    FILE = ''
+
+    def save(self, folder):
+        "Write into a folder."
+        self.write(Path(folder) / self.FILE)
+
+    @classmethod
+    def load(cls, folder, run=None):
+        "Read from a folder, tensors onto the run's device."
+        return cls.read(Path(folder) / cls.FILE, run.device if run else 'cpu')
