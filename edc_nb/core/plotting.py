@@ -70,7 +70,7 @@ def image_rows(
     ax = new_axes(ax, size=(n * side + label, len(rows) * side + .1))
     ax.imshow(_mosaic(images, gap), interpolation='nearest')
     ax.set_xticks([])
-    ax.set_yticks([row * (size + gap) + size / 2 for row in range(len(rows))], names, fontsize=8)
+    ax.set_yticks([row * (size + gap) + size / 2 for row in range(len(rows))], names, fontsize=8, parse_math=False)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     return ax
