@@ -32,7 +32,7 @@ def refused(
     except EdcError as e: print(e)
     else: raise AssertionError("nothing was refused")
 
-# %% ../../nbs/reference/settings.ipynb #a48cb560
+# %% ../../nbs/reference/settings.ipynb #4769e5f3
 def one_of(
     what:str,    # the thing being named, as the user knows it, e.g. `'student'`
     given,       # what the user gave
@@ -61,7 +61,7 @@ def setting(
     "A dataclass field with an explanation, a range and choices."
     return field(default=default, metadata=dict(note=note, lo=lo, hi=hi, choices=choices, paper=paper))
 
-# %% ../../nbs/reference/settings.ipynb #a636e996
+# %% ../../nbs/reference/settings.ipynb #651bd961
 _KINDS = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a name'}
 
 def _members(annotation): # the kinds in `int|None` or `tuple[str, ...]`, `None` and `...` left out
@@ -87,7 +87,7 @@ def _coerce(value, annotation): # the value as the annotation has it, or TypeErr
     if not isinstance(value, annotation): raise TypeError
     return value
 
-# %% ../../nbs/reference/settings.ipynb #3ebfd9a5
+# %% ../../nbs/reference/settings.ipynb #b160fd2e
 def _span(lo, hi): # the accepted range in words
     return f"from {lo} to {hi}" if None not in (lo, hi) else f"of at least {lo}" if hi is None else f"of at most {hi}"
 
@@ -141,7 +141,7 @@ class DataSettings(Settings):
         0, 'training images taken away as the test set, to choose settings without touching the real one', lo=0)
     normalisation:str = setting(
         'own', 'channel mean and deviation: the dataset\'s own, or those the authors used',
-        choices=('own', 'cifar100', 'imagenet'), paper='algorithms: CIFAR-10 was normalised with CIFAR-100 values')
+        choices=('own', 'cifar100', 'imagenet'), paper='algorithms: CIFAR-10 was normalized with CIFAR-100 values')
 
 # %% ../../nbs/reference/settings.ipynb #8210b3d9
 _CROPS = ('resized', 'pad', 'none')
@@ -165,7 +165,7 @@ class _Training(Settings): # one observer's training
     crop_pad:int = setting(4, 'pixels of zero padding for the pad crop', lo=0)
     flip:float = setting(0.5, 'probability of a horizontal flip', lo=0.0, hi=1.0)
 
-# %% ../../nbs/reference/settings.ipynb #8b92f628
+# %% ../../nbs/reference/settings.ipynb #5e0be27d
 @dataclass(frozen=True)
 class SqueezeSettings(_Training):
     "Training the observers on the real data (also used for the full-data reference student)."
@@ -202,19 +202,21 @@ class _Measured(Settings): # which statistics, with which weights
                                choices=('per_class', 'batch_mean', 'per_image'))
     class_variance:str = setting('total', 'variance of a class: total, or the mean within its images',
                                  choices=('total', 'within_image'))
-    bn_global:str = setting('running', 'global batch-norm target: the model\'s running buffers, or pooled over the data',
-                            choices=('running', 'pooled'))
+    bn_global:str = setting(
+        'running', 'global batch-norm target: the model\'s running buffers, or pooled over the data',
+        choices=('running', 'pooled'))
     conv_global_variance:str = setting('pooled', 'global variance of convolution inputs: pooled, or mean over batches',
                                        choices=('pooled', 'batch_mean'))
     patch_swap:bool = setting(False, 'swap the class targets of patch mean and variance, as the released code does')
 
-# %% ../../nbs/reference/settings.ipynb #52758830
+# %% ../../nbs/reference/settings.ipynb #72cdb1b3
 @dataclass(frozen=True)
 class MatchingSettings(_Measured):
     "Which statistics are compared, and how (Eq. 2 and 5)."
     stat_augment:str = setting('train', 'views the statistics pass sees', choices=('train', 'none'))
     stat_batch:int = setting(64, 'images per batch of the statistics pass (it matters to batch_mean variances)', lo=1)
-    stat_ema:float = setting(0.8, 'running average of the synthetic statistics; 0 uses the batch alone', lo=0.0, hi=0.9999)
+    stat_ema:float = setting(0.8, 'running average of the synthetic statistics; 0 uses the batch alone',
+                             lo=0.0, hi=0.9999)
     stat_ema_init:str = setting('first', 'start of that average: its first value, or zero', choices=('first', 'zero'))
     stat_ema_reset:str = setting('batch', 'start it anew with each synthesis batch, or never',
                                  choices=('batch', 'never'))
@@ -248,7 +250,7 @@ class _Loop(Settings): # steps, batches and Adam
     betas:tuple[float,...] = setting((0.5, 0.9), 'Adam\'s betas', lo=0.0, hi=0.99999)
     lr_schedule:str = setting('cosine', 'learning rate over the iterations', choices=('cosine', 'constant'))
 
-# %% ../../nbs/reference/settings.ipynb #18c5ca93
+# %% ../../nbs/reference/settings.ipynb #59440b60
 @dataclass(frozen=True)
 class _Views(_Loop): # crop, flip and jitter in each step
     crop:str = setting(
@@ -263,7 +265,7 @@ class _Views(_Loop): # crop, flip and jitter in each step
     flip:float = setting(0.5, 'probability of a horizontal flip', lo=0.0, hi=1.0)
     jitter:int = setting(0, 'roll the images by up to this many pixels', lo=0)
 
-# %% ../../nbs/reference/settings.ipynb #f58fc82a
+# %% ../../nbs/reference/settings.ipynb #1eb81c0d
 @dataclass(frozen=True)
 class _Terms(_Views): # what is added to the matching loss
     flatness:str = setting(
@@ -281,7 +283,7 @@ class _Terms(_Views): # what is added to the matching loss
                                    lo=0.0, paper='G-VBSM: 1')
     densify_temperature:float = setting(4.0, 'its temperature', lo=1.0)
 
-# %% ../../nbs/reference/settings.ipynb #2b02bba0
+# %% ../../nbs/reference/settings.ipynb #80dda563
 @dataclass(frozen=True)
 class SynthesizeSettings(_Terms):
     "The optimization of the images (Tables 6-10, left halves)."
@@ -299,7 +301,7 @@ class SynthesizeSettings(_Terms):
         super().__post_init__()
         _check_stages(self)
 
-# %% ../../nbs/reference/settings.ipynb #1dd11f10
+# %% ../../nbs/reference/settings.ipynb #ca544340
 def _check_stages(synthesize): # `EdcError` where the stages do not fit the iterations
     stages, iterations, sizes = synthesize.stages, synthesize.iterations, len(synthesize.stage_sizes)
     if iterations % stages:
@@ -342,7 +344,8 @@ class _StudentViews(Settings): # crop, flip, RandAugment, mixing, mosaic
     mix_alpha:float = setting(1.0, 'Beta(a, a) from which the mixing share is drawn', lo=0.01)
     patch_shuffle:int = setting(0, 'cut the view into f by f patches and shuffle them; 0 switches it off', lo=0, hi=8)
 
-# %% ../../nbs/reference/settings.ipynb #30d51b9f
+# %% ../../nbs/reference/settings.ipynb #d1220d8b
+@dataclass(frozen=True)
 class AugmentSettings(_StudentViews):
     "The views a student sees, and for which the observers make soft labels."
     def __post_init__(self):
@@ -386,18 +389,19 @@ class _StudentTraining(Settings): # network, steps, loss, optimizer
     weight_decay:float = setting(0.01, 'weight decay (never on biases and norms)', lo=0.0)
     momentum:float = setting(0.9, 'momentum of SGD', lo=0.0, hi=1.0)
 
-# %% ../../nbs/reference/settings.ipynb #ea6eca72
+# %% ../../nbs/reference/settings.ipynb #a5ebd3b5
 @dataclass(frozen=True)
 class _StudentSchedule(_StudentTraining): # the learning rate over the epochs
     schedule:str = setting('smoothing', 'name of a registered schedule')
-    zeta:float = setting(2.0, 'smoothing: the cosine runs over zeta times the epochs', lo=1.0, paper='Sec. 3.2, Table 3')
+    zeta:float = setting(2.0, 'smoothing: the cosine runs over zeta times the epochs', lo=1.0,
+                         paper='Sec. 3.2, Table 3')
     milestones:tuple[float,...] = setting(
         (0.8, 0.9, 0.95), 'multistep: shares of the epochs at which the rate falls', lo=0.0, hi=1.0)
     gamma:float = setting(0.5, 'multistep: factor by which the rate falls at each milestone', lo=0.0, hi=1.0)
     alrs_gamma:float = setting(
         0.9975, 'alrs: factor by which the rate falls in each quiet epoch', lo=0.0, hi=1.0, paper='Table 15')
 
-# %% ../../nbs/reference/settings.ipynb #a3d6d8ea
+# %% ../../nbs/reference/settings.ipynb #6d75a093
 @dataclass(frozen=True)
 class EvaluateSettings(_StudentSchedule):
     "Training a student on the condensed set (Tables 6-10, right halves)."
@@ -450,8 +454,10 @@ class _Values: # a recipe's settings by name
         new = {section: dataclasses.replace(getattr(self, section), **own) for section, own in sections.items()}
         return dataclasses.replace(self, **new, **top)
 
-# %% ../../nbs/reference/settings.ipynb #c2442763
+# %% ../../nbs/reference/settings.ipynb #cc0e847e
 def _as_list(value): return list(value) if isinstance(value, tuple) else value      # as YAML and JSON have it
+
+def _one_line(e): return ' '.join(str(e).split())
 
 def content_hash(
     value,           # anything that JSON can hold
@@ -487,7 +493,7 @@ class _Written: # a recipe as plain values and as text
         import yaml
         return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None, width=110)
 
-# %% ../../nbs/reference/settings.ipynb #6292a438
+# %% ../../nbs/reference/settings.ipynb #a2899a15
 class _Read(_Written): # and back
     @classmethod
     def from_dict(cls,
@@ -496,9 +502,9 @@ class _Read(_Written): # and back
         "A recipe from nested plain values; unknown sections and settings raise `EdcError`."
         if not isinstance(values, dict) or 'name' not in values:
             raise EdcError("a recipe file must be a mapping that has at least a 'name'")
-        changes, accepted = {}, ['name', 'ipc', *SECTIONS]
+        changes = {}
         for section in [k for k in values if k not in ('name', 'ipc')]:
-            own = values[one_of('part of a recipe', section, accepted)]
+            own = values[one_of('part of a recipe', section, ['name', 'ipc', *SECTIONS])]
             if not isinstance(own, dict): raise EdcError(f"{section}: got {own!r}, expected a mapping of settings")
             changes |= {f"{section}.{k}": v for k, v in own.items()}
         return cls(str(values['name']), values.get('ipc', 10)).replace(changes)
@@ -509,8 +515,9 @@ class _Read(_Written): # and back
     ):
         "A recipe from YAML text; `EdcError` where it cannot be read."
         import yaml
-        try: return cls.from_dict(yaml.safe_load(text))
-        except yaml.YAMLError as e: raise EdcError(f"the recipe is not valid YAML: {' '.join(str(e).split())}") from None
+        try: values = yaml.safe_load(text)
+        except yaml.YAMLError as e: raise EdcError(f"the recipe is not valid YAML: {_one_line(e)}") from None
+        return cls.from_dict(values)
 
 # %% ../../nbs/reference/settings.ipynb #e5c04b44
 class _Tables: # a recipe for the eye
@@ -534,7 +541,7 @@ class _Tables: # a recipe for the eye
 
     def _repr_html_(self): return f"<b>{html.escape(self.name)}</b> (hash {self.hash})" + self.table().to_html()
 
-# %% ../../nbs/reference/settings.ipynb #fb5d0543
+# %% ../../nbs/reference/settings.ipynb #e92698e2
 @dataclass(frozen=True)
 class Recipe(_Values, _Hashed, _Read, _Tables):
     "A condensation method as a value: a name, images per class (IPC), and one settings object per section."

@@ -13,7 +13,7 @@ from pathlib import Path
 from edc_nb.core.settings import (
     BilevelSettings, EdcError, InitializeSettings, MatchingSettings, Recipe, SynthesizeSettings, from_dict
 )
-from ..core.stats import standard_error, describe
+from ..core.stats import standard_error, count_mean_sd
 from ..recipes.base import random_real
 from ..run.folder import condense
 from ..run.report import evaluate
@@ -87,7 +87,7 @@ class Decomposition:
     records:list      # as in the ledger, with `step` and `trained_on` ('condensed' or 'random-real')
     steps:list        # `(label, changes)`, see `protocol_steps`
 
-    def _cell(self, step, kind, key='last'): return describe([x[key] for x in self.records if (x['step'], x['trained_on']) == (step, kind)])
+    def _cell(self, step, kind, key='last'): return count_mean_sd([x[key] for x in self.records if (x['step'], x['trained_on']) == (step, kind)])
 
     @property
     def complete(self) -> bool:

@@ -41,7 +41,7 @@ from pathlib import Path
 import torch
 from edc_nb.core import files
 from edc_nb.run import folder, report
-from edc_nb.recipes import recipe
+from edc_nb.recipes.registry import recipe
 
 out, kill, changes = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 while kill == 'serve':                       # one job a line, each in a forked process: what is imported need not be imported again
