@@ -42,7 +42,7 @@ class _Exact(DecodedImages): # a source whose images must have exactly the size 
             raise ValueError(f"it has {im.size[0]} x {im.size[1]} pixels, expected {size} x {size}")
         return np.asarray(im)
 
-# %% ../../nbs/4_run/11_layouts.ipynb #cb3d6e54
+# %% ../../nbs/4_run/11_layouts.ipynb #760f9dfe
 def _check_size(path, width, height, size):
     if (width, height) == (size, size): return
     hint = f"; choose data.size={width}, or a recipe for that size" if width == height else ''
@@ -64,7 +64,7 @@ def _image_folders(names): # {parent: {folder: indices of its images}}
             table.setdefault(parent, {}).setdefault(folder, []).append(i)
     return table
 
-# %% ../../nbs/4_run/11_layouts.ipynb #c697c023
+# %% ../../nbs/4_run/11_layouts.ipynb #f7196186
 def _class_folders(path, names, dirs): # {class folder: indices of its images}
     table = _image_folders(names)
     parents = [p for p in table if len(table[p]) > 1] or list(table)
@@ -83,7 +83,7 @@ def _class_folders(path, names, dirs): # {class folder: indices of its images}
             raise EdcError(f"{path}: the class folder {d!r} holds no images")
     return found
 
-# %% ../../nbs/4_run/11_layouts.ipynb #76179e61
+# %% ../../nbs/4_run/11_layouts.ipynb #86eb17c7
 def read_folder(
     path,              # a folder, zip or tar whose class folders hold images; folders around them do not matter
     dataset:Dataset,   # for size and classes
@@ -123,7 +123,7 @@ def _to_levels(x, stats, path, size): # the inverse
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in stats)
     return ((x * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
 
-# %% ../../nbs/4_run/11_layouts.ipynb #6c1c3fa8
+# %% ../../nbs/4_run/11_layouts.ipynb #5889fb98
 def _load_pt(path): # a tensor file, never a pickle of anything else
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError: raise EdcError(f"{path} does not exist") from None
@@ -161,7 +161,7 @@ def _write_pngs(images, labels, folder, names): # folder/NAME/00000.png
     def write(image, c, k): (folder / names[c] / f'{k:05d}.png').write_bytes(_png(image))
     _each(write, images, labels.tolist(), _ranks(labels))
 
-# %% ../../nbs/4_run/11_layouts.ipynb #56116af9
+# %% ../../nbs/4_run/11_layouts.ipynb #ffd31fdd
 def _sortable(classes): # folder names that sort in label order
     width = max(3, len(str(len(classes) - 1)))
     return [f'{i:0{width}d}_{plain_name(c)[:80]}' for i, c in enumerate(classes)]
@@ -196,7 +196,7 @@ def _write_parquet(images, labels, classes, folder, most=2**28): # shards of at 
         table = pa.table([pa.array(rows, schema.field('image').type), pa.array(y)], schema=schema)
         pq.write_table(table, folder / f'train-{n:05d}-of-{len(starts):05d}.parquet', row_group_size=1000)
 
-# %% ../../nbs/4_run/11_layouts.ipynb #1297e3f1
+# %% ../../nbs/4_run/11_layouts.ipynb #d4964aee
 def _read_block(block, dataset, about): # images and labels of an export's images.safetensors
     t, _ = load_tensors(block)
     if not {'images', 'labels'} <= t.keys() or t['images'].dtype != torch.uint8:
@@ -248,7 +248,7 @@ def _per_class(labels, classes, layout): # IPC, where all classes have the same 
     raise EdcError(f"export: {layout} counts on the same number of images in every class, "
                    f"but {classes[c]!r} has {int(counts[c])} and another {int(counts.max())}")
 
-# %% ../../nbs/4_run/11_layouts.ipynb #ae656aee
+# %% ../../nbs/4_run/11_layouts.ipynb #be6d1916
 def read_ddranking(
     path,              # an export's folder, a folder with images.pt, or one .pt file
     dataset:Dataset,   # for name, size and classes
@@ -265,7 +265,7 @@ def read_ddranking(
     label = match_classes(about['classes'], dataset.classes, path) if about else range(number)
     return images, torch.tensor(list(label)).repeat_interleave(len(images) // number)
 
-# %% ../../nbs/4_run/11_layouts.ipynb #085c1eeb
+# %% ../../nbs/4_run/11_layouts.ipynb #e3ae479b
 _NOTE = """# For DD-Ranking 0.2. {unknown}Give its scores either the tensor or the folder:
 #   compute_metrics(image_tensor=torch.load('images.pt', weights_only=True), ...)    \
 normalized with the values below, class after class
@@ -276,7 +276,7 @@ ipc: {ipc}
 im_size: [{size}, {size}]
 """
 
-# %% ../../nbs/4_run/11_layouts.ipynb #7a2313d8
+# %% ../../nbs/4_run/11_layouts.ipynb #4b2724de
 @register_layout('ddranking', read_ddranking, 'DD-Ranking: images.pt (their normalization), images/00000/00000.png')
 def write_ddranking(
     p:Package,      # what to write
@@ -301,7 +301,7 @@ _dcbench = dict(cifar10=('CIFAR10', _cifar10), cifar100=('CIFAR100', _cifar100),
 def _dcbench_names(dataset): # (their name of the dataset, their mean and deviation)
     return _dcbench.get(dataset.name, (dataset.name, (dataset.mean, dataset.std)))
 
-# %% ../../nbs/4_run/11_layouts.ipynb #bba2de73
+# %% ../../nbs/4_run/11_layouts.ipynb #213d38b6
 def read_dcbench(
     path,              # an images_best.pt, or a folder somewhere above one
     dataset:Dataset,   # for name, size and classes
@@ -321,7 +321,7 @@ def read_dcbench(
     if not about: return images, labels
     return images, torch.tensor(match_classes(about['classes'], dataset.classes, path))[labels]
 
-# %% ../../nbs/4_run/11_layouts.ipynb #d716e1f8
+# %% ../../nbs/4_run/11_layouts.ipynb #27680eff
 @register_layout('dcbench', read_dcbench, 'DC-BENCH: distilled_results/METHOD/DATASET/IPCn/{images,labels}_best.pt')
 def write_dcbench(
     p:Package,      # what to write
