@@ -1,10 +1,10 @@
 """Shared fixtures."""
 import os
 
-os.environ['OMP_NUM_THREADS'] = '1'     # before torch is imported: results depend on the number of threads, and small tensors gain nothing from more
+# before torch is imported: results depend on the number of threads, and small tensors gain nothing from more
+os.environ['OMP_NUM_THREADS'] = '1'
 
 import multiprocessing
-import re
 import shutil
 import subprocess
 import sys
@@ -13,16 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def said(f, *parts):
-    "Bad input gets one `EdcError`, a single sentence that holds all these words."
-    from edc_nb.core.settings import EdcError
-    with pytest.raises(EdcError) as e:
-        f()
-    text = str(e.value)
-    assert all(p in text for p in parts) and '\n' not in text and not re.search(r'\. [A-Z](?!id you)', text), text
+pytest.register_assert_rewrite('kit')
+from kit import ROOT, edc_environment, said  # noqa: E402, F401
 
 
 def pytest_collection_modifyitems(items):
@@ -38,8 +30,8 @@ def one_thread():
 def executed(request, tmp_path_factory):
     """Path -> future of the executed notebook, for the notebooks whose tests were selected.
 
-    They run from the first test on, one after another in a process of their own, in a copy of the project without the last cells
-    that export it: a test must not mend what the next one judges."""
+    They run from the first test on, one after another in a process of their own, in a copy of the project without the
+    last cells that export it: a test must not mend what the next one judges."""
     wanted = [i.callspec.params['path'] for i in request.session.items if i.path.name == 'test_notebooks.py']
     if not wanted:
         yield {}
@@ -52,8 +44,6 @@ def executed(request, tmp_path_factory):
     for p in ROOT.iterdir():
         if p.name not in ('nbs', '.git', 'runs'):
             (project / p.name).symlink_to(p)
-    if (shared := ROOT.parent / 'shared').exists():      # where notebooks look for real data
-        (project.parent / 'shared').symlink_to(shared)
     for path in (project / 'nbs').rglob('*.ipynb'):
         nb = nbformat.read(path, as_version=4)
         for cell in nb.cells:
@@ -68,29 +58,37 @@ def executed(request, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def data_root():
-    """A function from a data folder's name to its path: below $EDC_NB_DATA, else ../shared/data.
+    """A function from a data folder's name to its path below $EDC_NB_DATA.
 
     Where there is none the test is skipped, or fails with EDC_NB_REQUIRE_DATA=1."""
-    root = Path(os.environ.get('EDC_NB_DATA') or ROOT.parent / 'shared' / 'data')
+    root = os.environ.get('EDC_NB_DATA')
 
     def find(name):
-        path = root / name
-        if not path.exists():
-            say = pytest.fail if os.environ.get('EDC_NB_REQUIRE_DATA') == '1' else pytest.skip
-            say(f'needs the data folder {path} (set EDC_NB_DATA to the folder that holds {name})')
-        return path
+        if root and (path := Path(root) / name).exists():
+            return path
+        say = pytest.fail if os.environ.get('EDC_NB_REQUIRE_DATA') == '1' else pytest.skip
+        say(f'needs real images: set EDC_NB_DATA to the folder that holds {name} (it is {root or "not set"})')
     return find
-
-
-def edc_environment(**more):
-    "This process's environment for a child that runs one thread and finds this checkout first."
-    return {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])), **more}
 
 
 @pytest.fixture
 def edc(tmp_path):
     "A function that runs `edc ARGS...` in tmp_path: its CompletedProcess (returncode, stdout, stderr as text)."
     def run(*args, timeout=180, **env):
-        return subprocess.run([sys.executable, '-m', 'edc_nb', *map(str, args)], cwd=tmp_path, env=edc_environment(**env),
-                              capture_output=True, text=True, timeout=timeout)
+        command = [sys.executable, '-m', 'edc_nb', *map(str, args)]
+        how = dict(capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(command, cwd=tmp_path, env=edc_environment(**env), **how)
+    return run
+
+
+@pytest.fixture
+def here(capfd):
+    "`edc ARGS...` in this process (a fresh one takes seconds to import torch): exit code, stdout, stderr."
+    from edc_nb.cli import main
+
+    def run(*args):
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in args])
+        out, err = capfd.readouterr()
+        return stop.value.code or 0, out, err
     return run

@@ -235,17 +235,3 @@ class Artefact:
     def load(cls, folder, run=None):
         "Read from a folder, tensors onto the run's device."
         return cls.read(Path(folder) / cls.FILE, run.device if run else 'cpu')
-
-# %% ../../nbs/reference/files.ipynb #56b305cf
-class Artefact:
-    "A stage's result: a subclass names its file, and has `write(path)` and a static `read(path, device)`."
-    FILE = ''
-
-    def save(self, folder):
-        "Write into a folder."
-        self.write(Path(folder) / self.FILE)
-
-    @classmethod
-    def load(cls, folder, run=None):
-        "Read from a folder, tensors onto the run's device."
-        return cls.read(Path(folder) / cls.FILE, run.device if run else 'cpu')

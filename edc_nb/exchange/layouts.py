@@ -20,7 +20,9 @@ from ..core.settings import EdcError
 from ..data.images import Dataset
 from ..data.open import NORMALIZATIONS
 from ..data.readers import open_archive, find_layout, is_hidden, IMAGE_SUFFIXES, tar_index, walk_files, zip_index
-from ..data.sources import ImageFolder, DecodedImages, usable_cores, open_image, load_images, worker_pool, to_rgb
+from edc_nb.data.sources import (
+    ImageFolder, DecodedImages, usable_cores, open_image, load_images, worker_pool, to_rgb
+)
 from .card import in_words, dataset_card
 from .package import LAYOUTS, Package, plain_name, match_classes, register_layout
 from ..run.folder import save_contact_sheet
@@ -31,80 +33,112 @@ class _Exact(DecodedImages): # a source whose images must have exactly the size 
     def __init__(self, source): self.source = source
     def __len__(self): return len(self.source)
     def where(self, i): return self.source.where(i)
-    def pixels(self, i): return self.source.array[i].shape[1::-1] if isinstance(self.source, DecodedImages) else open_image(self.source.read(i)).size
+    def image(self, i): # as PIL has it
+        if isinstance(self.source, DecodedImages): return Image.fromarray(self.source.array[i])
+        return open_image(self.source.read(i))
     def decode(self, i, size):
-        im = to_rgb(Image.fromarray(self.source.array[i]) if isinstance(self.source, DecodedImages) else open_image(self.source.read(i)))
-        if im.size != (size, size): raise ValueError(f"it has {im.size[0]} x {im.size[1]} pixels, expected {size} x {size}")
+        im = to_rgb(self.image(i))
+        if im.size != (size, size):
+            raise ValueError(f"it has {im.size[0]} x {im.size[1]} pixels, expected {size} x {size}")
         return np.asarray(im)
 
+# %% ../../nbs/4_run/11_layouts.ipynb #760f9dfe
 def _check_size(path, width, height, size):
-    if (width, height) != (size, size): raise EdcError(f"{path}: the images have {width} x {height} pixels, the recipe's data {size} x {size}" + (f"; choose data.size={width}, or a recipe for that size" if width == height else ''))
+    if (width, height) == (size, size): return
+    hint = f"; choose data.size={width}, or a recipe for that size" if width == height else ''
+    raise EdcError(f"{path}: the images have {width} x {height} pixels, the recipe's data {size} x {size}{hint}")
 
 def _pixels(source, rows, size, path, progress=True): # uint8 [N, 3, size, size] of rows of a source
     source = _Exact(source)
-    try: first = source.pixels(rows[0])
-    except Exception: first = size, size     # unreadable: named below
+    try: first = source.image(rows[0]).size
+    except Exception: first = size, size     # an unreadable image is named by `load_images`
     _check_size(path, *first, size)
     return load_images(source, rows, size, progress=progress)
 
 # %% ../../nbs/4_run/11_layouts.ipynb #7accfbd0
-def _class_folders(path, names, dirs): # {class folder: indices of its images}: the level that holds several folders of images
+def _image_folders(names): # {parent: {folder: indices of its images}}
     table = {}
-    for i, n in enumerate(names):
-        if '/' in n and not is_hidden(n) and os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES:
-            root, folder, _ = f'/{n}'.rsplit('/', 2)
-            table.setdefault(root, {}).setdefault(folder, []).append(i)
-    roots = [r for r in table if len(table[r]) > 1] or list(table)
-    if not roots: raise EdcError(f"{path} holds no condensed set; expected CLASS/*.png (or .jpg), parquet files, or images_best.pt")
-    if len(roots) > 1: raise EdcError(f"{path} holds class folders in several places ({', '.join(sorted(r[1:] or '.' for r in roots)[:3])}); give the one with the synthetic images")
-    root = roots[0]
-    empty = [d for d in dirs if not is_hidden(d) and f'/{d}'.rsplit('/', 1)[0] == root and d.rsplit('/', 1)[-1] not in table[root] and not any(r.startswith(f'/{d}') for r in table)]
-    if empty: raise EdcError(f"{path}: the class folder {empty[0]!r} holds no images")
-    return table[root]
+    for i, name in enumerate(names):
+        if '/' in name and not is_hidden(name) and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            parent, folder, _ = f'/{name}'.rsplit('/', 2)
+            table.setdefault(parent, {}).setdefault(folder, []).append(i)
+    return table
 
+# %% ../../nbs/4_run/11_layouts.ipynb #f7196186
+def _class_folders(path, names, dirs): # {class folder: indices of its images}
+    table = _image_folders(names)
+    parents = [p for p in table if len(table[p]) > 1] or list(table)
+    if not parents:
+        raise EdcError(f"{path} holds no condensed set; "
+                       "expected CLASS/*.png (or .jpg), parquet files, or images_best.pt")
+    if len(parents) > 1:
+        places = ', '.join(sorted(p[1:] or '.' for p in parents)[:3])
+        raise EdcError(f"{path} holds class folders in several places ({places}); "
+                       "give the one with the synthetic images")
+    found = table[parents[0]]
+    for d in dirs:
+        parent, folder = f'/{d}'.rsplit('/', 1)
+        leads_on = any(p.startswith(f'/{d}') for p in table)
+        if parent == parents[0] and folder not in found and not is_hidden(d) and not leads_on:
+            raise EdcError(f"{path}: the class folder {d!r} holds no images")
+    return found
+
+# %% ../../nbs/4_run/11_layouts.ipynb #86eb17c7
 def read_folder(
     path,              # a folder, zip or tar whose class folders hold images; folders around them do not matter
     dataset:Dataset,   # for size and classes
-    about:dict,        # what an export of ours says of itself, {} for others
+    about:dict,        # what an export of ours has in export.json, {} for others
 ) -> tuple:
     "`(images uint8 [N, 3, S, S], labels [N])`, class after class."
     path = Path(path)
-    if path.is_dir(): (names, dirs), source = walk_files(path), None
+    if path.is_dir():
+        names, dirs = walk_files(path)
+        source = ImageFolder(path, names)
     else:
         files, dirs = (zip_index if path.suffix == '.zip' else tar_index)(path)
-        source = open_archive([(path, '', files)]); names = source.names
+        source = open_archive([(path, '', files)])
+        names = source.names
     table = _class_folders(path, names, dirs)
     folders = sorted(table)
-    known = about.get('classes') or []                  # an export knows what its folders stand for
+    known = about.get('classes') or []                  # what the folders of an export stand for
     labels = match_classes(known if len(known) == len(folders) else folders, dataset.classes, path)
     rows = [sorted(table[f], key=names.__getitem__) for f in folders]
-    images = _pixels(source or ImageFolder(path, names), np.concatenate(rows), dataset.size, path)
+    images = _pixels(source, np.concatenate(rows), dataset.size, path)
     return images, torch.tensor(labels).repeat_interleave(torch.tensor([len(r) for r in rows]))
 
 # %% ../../nbs/4_run/11_layouts.ipynb #e280cb12
-def _to_levels(x, stats, path, size): # normalised float [N, 3, S, S] -> bytes
-    if not torch.is_tensor(x) or x.ndim != 4 or x.shape[1] != 3 or not len(x): raise EdcError(f"{path}: got {f'a tensor {list(x.shape)}' if torch.is_tensor(x) else type(x).__name__}, expected images [N, 3, S, S]")
-    _check_size(path, *x.shape[:1:-1], size)
-    if x.dtype == torch.uint8: return x
-    x = x.detach().float()
-    if not torch.isfinite(x).all(): raise EdcError(f"{path}: image {int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])} holds values that are not finite")
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in stats)
-    return ((x * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-
-def _to_floats(images, stats): # the inverse
+def _to_floats(images, stats): # bytes -> normalized float [N, 3, S, S]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in stats)
     return (images.float() / 255 - mean) / std
 
+def _to_levels(x, stats, path, size): # the inverse
+    if not torch.is_tensor(x) or x.ndim != 4 or x.shape[1] != 3 or not len(x):
+        got = f'a tensor {list(x.shape)}' if torch.is_tensor(x) else type(x).__name__
+        raise EdcError(f"{path}: got {got}, expected images [N, 3, S, S]")
+    _check_size(path, *x.shape[:1:-1], size)
+    if x.dtype == torch.uint8: return x
+    x = x.detach().float()
+    bad = (~torch.isfinite(x)).flatten(1).any(1)
+    if bad.any(): raise EdcError(f"{path}: image {int(bad.nonzero()[0])} holds values that are not finite")
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in stats)
+    return ((x * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+
+# %% ../../nbs/4_run/11_layouts.ipynb #5889fb98
 def _load_pt(path): # a tensor file, never a pickle of anything else
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError: raise EdcError(f"{path} does not exist") from None
     except Exception: raise EdcError(f"{path} cannot be read: it is truncated or not a file of tensors") from None
 
-def _check_range(labels, n, dataset, path): # int64 labels of n images
-    if labels.ndim != 1 or len(labels) != n or labels.is_floating_point() and not labels.equal(labels.round()): raise EdcError(f"{path}: got labels {list(labels.shape)} of {str(labels.dtype)[6:]}, expected a class index for each of the {n} images")
+def _check_labels(labels, n, dataset, path): # int64 labels of n images
+    whole = not labels.is_floating_point() or labels.equal(labels.round())
+    if labels.ndim != 1 or len(labels) != n or not whole:
+        raise EdcError(f"{path}: got labels {list(labels.shape)} of {str(labels.dtype)[6:]}, "
+                       f"expected a class index for each of the {n} images")
     labels = labels.long()
     bad = ((labels < 0) | (labels >= dataset.num_classes)).nonzero()
-    if len(bad): raise EdcError(f"{path}: label {int(labels[bad[0, 0]])} of image {int(bad[0, 0])} is out of range; the data have {dataset.num_classes} classes")
+    if len(bad):
+        raise EdcError(f"{path}: label {int(labels[bad[0, 0]])} of image {int(bad[0, 0])} is out of range; "
+                       f"the data have {dataset.num_classes} classes")
     return labels
 
 # %% ../../nbs/4_run/11_layouts.ipynb #b58b1fd6
@@ -117,16 +151,17 @@ def _each(f, *args): # f of each image, on several threads
     with worker_pool(min(8, usable_cores())) as pool: return list(pool.map(f, *args))
 
 def _ranks(labels): # place of each image within its class
-    order = labels.argsort(stable=True)
-    counts = labels.bincount()
+    order, counts = labels.argsort(stable=True), labels.bincount()
     rank = torch.empty_like(labels)
     rank[order] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
     return rank.tolist()
 
 def _write_pngs(images, labels, folder, names): # folder/NAME/00000.png
     for n in names: (folder / n).mkdir(parents=True)
-    _each(lambda im, c, k: (folder / names[c] / f'{k:05d}.png').write_bytes(_png(im)), images, labels.tolist(), _ranks(labels))
+    def write(image, c, k): (folder / names[c] / f'{k:05d}.png').write_bytes(_png(image))
+    _each(write, images, labels.tolist(), _ranks(labels))
 
+# %% ../../nbs/4_run/11_layouts.ipynb #ffd31fdd
 def _sortable(classes): # folder names that sort in label order
     width = max(3, len(str(len(classes) - 1)))
     return [f'{i:0{width}d}_{plain_name(c)[:80]}' for i, c in enumerate(classes)]
@@ -137,121 +172,165 @@ def write_folder(
     folder:Path,    # an empty folder
 ):
     "An image folder, class names in label order."
-    _write_pngs(p.images, p.labels, folder, _sortable(p.c.classes))
-    write_json(folder / 'classes.json', p.c.classes)
+    _write_pngs(p.images, p.labels, folder, _sortable(p.classes))
+    write_json(folder / 'classes.json', p.classes)
 
 # %% ../../nbs/4_run/11_layouts.ipynb #d5c59eac
-def _write_parquet(images, labels, classes, folder, most=2**28): # train-00000-of-0000N.parquet, of at most 256 MiB of pixels each
-    import pyarrow as pa, pyarrow.parquet as pq
+def _parquet_schema(classes): # the two columns, and what the hub wants to know of them
+    import pyarrow as pa
     features = dict(image=dict(_type='Image'), label=dict(_type='ClassLabel', names=[str(c) for c in classes]))
-    schema = pa.schema([('image', pa.struct([('bytes', pa.binary()), ('path', pa.string())])), ('label', pa.int64())],
-                       metadata={'huggingface': json.dumps(dict(info=dict(features=features)))})
+    image = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
+    return pa.schema([('image', image), ('label', pa.int64())],
+                     metadata={'huggingface': json.dumps(dict(info=dict(features=features)))})
+
+def _write_parquet(images, labels, classes, folder, most=2**28): # shards of at most `most` bytes of pixels each
+    import pyarrow as pa, pyarrow.parquet as pq
+    schema, names, ranks = _parquet_schema(classes), _sortable(classes), _ranks(labels)
+    per = max(1, most // images[0].numel())
+    starts = range(0, len(images), per)
     folder.mkdir()
-    names, ranks, per = _sortable(classes), _ranks(labels), max(1, most // images[0].numel())
-    shards = range(0, len(images), per)
-    for n, a in enumerate(shards):
+    for n, a in enumerate(starts):
         y = labels[a:a + per].tolist()
-        rows = [dict(bytes=b, path=f'{names[c]}_{k:05d}.png') for b, c, k in zip(_each(_png, images[a:a + per]), y, ranks[a:a + per])]
-        pq.write_table(pa.table([pa.array(rows, schema.field('image').type), pa.array(y)], schema=schema), folder / f'train-{n:05d}-of-{len(shards):05d}.parquet', row_group_size=1000)
+        pngs = _each(_png, images[a:a + per])
+        rows = [dict(bytes=b, path=f'{names[c]}_{k:05d}.png') for b, c, k in zip(pngs, y, ranks[a:a + per])]
+        table = pa.table([pa.array(rows, schema.field('image').type), pa.array(y)], schema=schema)
+        pq.write_table(table, folder / f'train-{n:05d}-of-{len(starts):05d}.parquet', row_group_size=1000)
+
+# %% ../../nbs/4_run/11_layouts.ipynb #d4964aee
+def _read_block(block, dataset, about): # images and labels of an export's images.safetensors
+    t, _ = load_tensors(block)
+    if not {'images', 'labels'} <= t.keys() or t['images'].dtype != torch.uint8:
+        raise EdcError(f"{block} holds {', '.join(t) or 'nothing'}, expected images (uint8) and labels")
+    images = _to_levels(t['images'], None, block, dataset.size)
+    label = torch.tensor(match_classes(about['classes'], dataset.classes, block.parent))
+    return images, label[_check_labels(t['labels'], len(images), dataset, block)]
 
 def read_huggingface(
     path,              # an export's folder, a folder with parquet files, or one parquet file
     dataset:Dataset,   # for size and classes
-    about:dict,        # what an export of ours says of itself, {} for others
+    about:dict,        # what an export of ours has in export.json, {} for others
 ) -> tuple:
     "`(images uint8 [N, 3, S, S], labels [N])` of a Hugging Face image dataset: of its train split."
     block = Path(path) / 'images.safetensors'
-    if about and block.is_file():
-        t, _ = load_tensors(block)
-        if t.keys() < {'images', 'labels'} or t['images'].dtype != torch.uint8: raise EdcError(f"{block} holds {', '.join(t) or 'nothing'}, expected images (uint8) and labels")
-        images = _to_levels(t['images'], None, block, dataset.size)
-        return images, torch.tensor(match_classes(about['classes'], dataset.classes, path))[_check_range(t['labels'], len(images), dataset, block)]
-    part, classes = (found := find_layout(path, '')).train, found.classes
-    labels = torch.tensor(match_classes(classes, dataset.classes, path))[part.labels]
-    return _pixels(part.source, part.rows, dataset.size, path), labels
+    if about and block.is_file(): return _read_block(block, dataset, about)
+    found = find_layout(path, '')
+    label, part = torch.tensor(match_classes(found.classes, dataset.classes, path)), found.train
+    return _pixels(part.source, part.rows, dataset.size, path), label[part.labels]
 
 # %% ../../nbs/4_run/11_layouts.ipynb #e7ca3389
-@register_layout('huggingface', read_huggingface, 'parquet and safetensors, soft labels by seed, dataset card', labelled=True)
+_HUB = 'parquet and safetensors, soft labels by seed, dataset card'
+
+@register_layout('huggingface', read_huggingface, _HUB, labeled=True)
 def write_huggingface(
     p:Package,      # what to write
     folder:Path,    # an empty folder
 ):
     "A dataset repository as the Hugging Face hub keeps it."
-    save_tensors(folder / 'images.safetensors', dict(images=p.images, labels=p.labels), classes=p.c.classes)
-    _write_parquet(p.images, p.labels, p.c.classes, folder / 'data')
-    for seed, l in p.soft.items(): LabelStore(l.tensors, l.digests, l.meta | dict(images=p.about['images_hash'])).save(folder / f'labels-seed{seed}.safetensors')
-    save_contact_sheet(folder / 'contact_sheet.png', p.images, p.labels, p.c.classes)
+    save_tensors(folder / 'images.safetensors', dict(images=p.images, labels=p.labels), classes=p.classes)
+    _write_parquet(p.images, p.labels, p.classes, folder / 'data')
+    for seed, labels in p.soft.items():
+        meta = labels.meta | dict(images=p.about['images_hash'])      # whose labels they are
+        LabelStore(labels.tensors, labels.digests, meta).save(folder / f'labels-seed{seed}.safetensors')
+    save_contact_sheet(folder / 'contact_sheet.png', p.images, p.labels, p.classes)
     write_text(folder / 'README.md', dataset_card(p))
 
 # %% ../../nbs/4_run/11_layouts.ipynb #5535d181
-_cifar10 = (.4914, .4822, .4465), (.2023, .1994, .2010)      # as both toolkits have it; the deviation is that of batch means
+# as both toolkits have it; the deviation is that of batch means
+_cifar10 = (.4914, .4822, .4465), (.2023, .1994, .2010)
 _ddranking = dict(cifar10='CIFAR10', cifar100='CIFAR100', tiny_imagenet='TinyImageNet', imagenet1k='ImageNet1K')
 
 def _ddranking_stats(name): return _cifar10 if name in ('cifar10', 'cifar100') else NORMALIZATIONS['imagenet']
 
 def _per_class(labels, classes, layout): # IPC, where all classes have the same number of images
     counts = labels.bincount(minlength=len(classes))
+    if counts.min() == counts.max(): return int(counts[0])
     c = int((counts != counts.max()).long().argmax())
-    if counts.min() != counts.max(): raise EdcError(f"export: {layout} counts on the same number of images in every class, but {classes[c]!r} has {int(counts[c])} and another {int(counts.max())}")
-    return int(counts[0])
+    raise EdcError(f"export: {layout} counts on the same number of images in every class, "
+                   f"but {classes[c]!r} has {int(counts[c])} and another {int(counts.max())}")
 
+# %% ../../nbs/4_run/11_layouts.ipynb #be6d1916
 def read_ddranking(
     path,              # an export's folder, a folder with images.pt, or one .pt file
     dataset:Dataset,   # for name, size and classes
-    about:dict,        # what an export of ours says of itself, {} for others
+    about:dict,        # what an export of ours has in export.json, {} for others
 ) -> tuple:
-    "`(images uint8 [N, 3, S, S], labels [N])` of a class-major tensor, or of the image folder where there is no tensor."
+    "`(images uint8 [N, 3, S, S], labels [N])` of a class-major tensor, or of the image folder without a tensor."
     path = Path(path)
     file = path / 'images.pt' if path.is_dir() else path
     if not file.is_file(): return read_folder(path, dataset, about)
-    images = _to_levels(_load_pt(file), (about['mean'], about['std']) if about else _ddranking_stats(dataset.name), file, dataset.size)
-    if len(images) % dataset.num_classes: raise EdcError(f"{file}: got {len(images)} images, which is no multiple of the data's {dataset.num_classes} classes")
-    classes = match_classes(about['classes'], dataset.classes, path) if about else range(dataset.num_classes)
-    return images, torch.tensor(list(classes)).repeat_interleave(len(images) // dataset.num_classes)
+    stats = (about['mean'], about['std']) if about else _ddranking_stats(dataset.name)
+    images, number = _to_levels(_load_pt(file), stats, file, dataset.size), dataset.num_classes
+    if len(images) % number:
+        raise EdcError(f"{file}: got {len(images)} images, which is no multiple of the data's {number} classes")
+    label = match_classes(about['classes'], dataset.classes, path) if about else range(number)
+    return images, torch.tensor(list(label)).repeat_interleave(len(images) // number)
 
-@register_layout('ddranking', read_ddranking, 'DD-Ranking: images.pt (their normalisation), images/00000/00000.png')
+# %% ../../nbs/4_run/11_layouts.ipynb #e3ae479b
+_NOTE = """# For DD-Ranking 0.2. {unknown}Give its scores either the tensor or the folder:
+#   compute_metrics(image_tensor=torch.load('images.pt', weights_only=True), ...)    \
+normalized with the values below, class after class
+#   compute_metrics(image_path='images', ...)    and a custom_train_trans that normalizes
+# mean {mean}, std {std}
+dataset: {dataset}
+ipc: {ipc}
+im_size: [{size}, {size}]
+"""
+
+# %% ../../nbs/4_run/11_layouts.ipynb #4b2724de
+@register_layout('ddranking', read_ddranking, 'DD-Ranking: images.pt (their normalization), images/00000/00000.png')
 def write_ddranking(
     p:Package,      # what to write
     folder:Path,    # an empty folder
 ):
-    "Tensor and image folder for DD-Ranking."
-    ipc, d = _per_class(p.labels, p.c.classes, 'ddranking'), p.dataset
+    "Tensor and image folder for DD-Ranking; `EdcError` where classes have different numbers of images."
+    ipc, d = _per_class(p.labels, p.classes, 'ddranking'), p.dataset
     mean, std = stats = _ddranking_stats(d.name)
     p.about.update(mean=mean, std=std)
     with atomic_path(folder / 'images.pt') as tmp: torch.save(_to_floats(p.images, stats), tmp)
     _write_pngs(p.images, p.labels, folder / 'images', [f'{i:05d}' for i in range(d.num_classes)])
     name = _ddranking.get(d.name)
-    write_text(folder / 'ddranking.yaml', f"# For DD-Ranking 0.2. {'' if name else f'It does not know the dataset {d.name}. '}Give its scores either the tensor or the folder:\n"
-        "#   compute_metrics(image_tensor=torch.load('images.pt', weights_only=True), ...)    normalised with the values below, class after class\n"
-        f"#   compute_metrics(image_path='images', ...)    and a custom_train_trans that normalises\n# mean {in_words(mean)}, std {in_words(std)}\ndataset: {name or d.name}\nipc: {ipc}\nim_size: [{d.size}, {d.size}]\n")
+    unknown = '' if name else f'It does not know the dataset {d.name}. '
+    write_text(folder / 'ddranking.yaml', _NOTE.format(
+        unknown=unknown, mean=in_words(mean), std=in_words(std), dataset=name or d.name, ipc=ipc, size=d.size))
 
 # %% ../../nbs/4_run/11_layouts.ipynb #36505626
-_dcbench = dict(cifar10=('CIFAR10', _cifar10), cifar100=('CIFAR100', ((.5071, .4866, .4409), (.2673, .2564, .2762))), tiny_imagenet=('tinyimagenet', NORMALIZATIONS['imagenet']))
+_cifar100 = (.5071, .4866, .4409), (.2673, .2564, .2762)
+_dcbench = dict(cifar10=('CIFAR10', _cifar10), cifar100=('CIFAR100', _cifar100),
+                tiny_imagenet=('tinyimagenet', NORMALIZATIONS['imagenet']))
 
+def _dcbench_names(dataset): # (their name of the dataset, their mean and deviation)
+    return _dcbench.get(dataset.name, (dataset.name, (dataset.mean, dataset.std)))
+
+# %% ../../nbs/4_run/11_layouts.ipynb #213d38b6
 def read_dcbench(
     path,              # an images_best.pt, or a folder somewhere above one
     dataset:Dataset,   # for name, size and classes
-    about:dict,        # what an export of ours says of itself, {} for others
+    about:dict,        # what an export of ours has in export.json, {} for others
 ) -> tuple:
     "`(images uint8 [N, 3, S, S], labels [N])` of `images_best.pt` and `labels_best.pt`."
     files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob('images_best.pt'))
-    if len(files) != 1: raise EdcError(f"{path} holds {len(files) or 'no'} images_best.pt" + (f" ({files[0]}, {files[1]}, ...); give the folder of one" if files else ''))
-    stats = (about['mean'], about['std']) if about else _dcbench[dataset.name][1] if dataset.name in _dcbench else (dataset.mean, dataset.std)
+    if len(files) != 1:
+        several = f" ({files[0]}, {files[1]}, ...); give the folder of one" if files else ''
+        raise EdcError(f"{path} holds {len(files) or 'no'} images_best.pt{several}")
+    stats = (about['mean'], about['std']) if about else _dcbench_names(dataset)[1]
     images = _to_levels(_load_pt(files[0]), stats, files[0], dataset.size)
     labels = _load_pt(file := files[0].with_name('labels_best.pt'))
-    if not torch.is_tensor(labels): raise EdcError(f"{file} holds {type(labels).__name__}, expected a tensor of class indices")
-    labels = _check_range(labels, len(images), dataset, file)
-    return images, torch.tensor(match_classes(about['classes'], dataset.classes, path))[labels] if about else labels
+    if not torch.is_tensor(labels):
+        raise EdcError(f"{file} holds {type(labels).__name__}, expected a tensor of class indices")
+    labels = _check_labels(labels, len(images), dataset, file)
+    if not about: return images, labels
+    return images, torch.tensor(match_classes(about['classes'], dataset.classes, path))[labels]
 
+# %% ../../nbs/4_run/11_layouts.ipynb #27680eff
 @register_layout('dcbench', read_dcbench, 'DC-BENCH: distilled_results/METHOD/DATASET/IPCn/{images,labels}_best.pt')
 def write_dcbench(
     p:Package,      # what to write
     folder:Path,    # an empty folder
 ):
     "The two tensor files of DC-BENCH."
-    name, stats = _dcbench.get(p.dataset.name, (p.dataset.name, (p.dataset.mean, p.dataset.std)))
+    name, stats = _dcbench_names(p.dataset)
     p.about.update(mean=stats[0], std=stats[1])
-    inner = folder / 'distilled_results' / plain_name(p.method) / plain_name(name) / f'IPC{p.c.recipe.ipc}'
+    inner = folder / 'distilled_results' / plain_name(p.method) / plain_name(name) / f'IPC{p.recipe.ipc}'
     inner.mkdir(parents=True)
     for file, x in (('images_best.pt', _to_floats(p.images, stats)), ('labels_best.pt', p.labels)):
         with atomic_path(inner / file) as tmp: torch.save(x, tmp)
@@ -264,7 +343,10 @@ def write_rethinkdc(
 ):
     "An image folder for rethinkdc; `EdcError` for anything but ImageNet-1k at 224 pixels."
     d = p.dataset
-    if (d.name, d.num_classes, d.size) != ('imagenet1k', 1000, 224): raise EdcError(f"export: rethinkdc evaluates ImageNet-1k at 224 pixels, got {d.name} with {d.num_classes} classes at {d.size} pixels; accepted here: {', '.join(k for k in LAYOUTS if k != 'rethinkdc')}")
-    names = [plain_name(c) for c in p.c.classes]
+    if (d.name, d.num_classes, d.size) != ('imagenet1k', 1000, 224):
+        others = ', '.join(k for k in LAYOUTS if k != 'rethinkdc')
+        raise EdcError(f"export: rethinkdc evaluates ImageNet-1k at 224 pixels, got {d.name} with {d.num_classes} "
+                       f"classes at {d.size} pixels; accepted here: {others}")
+    names = [plain_name(c) for c in p.classes]
     synsets = all(re.fullmatch(r'n\d{8}', n) for n in names) and names == sorted(set(names))
     _write_pngs(p.images, p.labels, folder, names if synsets else [f'{i:05d}' for i in range(1000)])

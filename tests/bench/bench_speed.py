@@ -3,7 +3,7 @@
 Three jobs, each done by us and, in the same run and taking turns, by a plain re-implementation of what the authors' scripts
 do (the `_Authors...` classes, written from a description of their procedure): the statistics pass, an iteration of the
 synthesis, an epoch of the evaluation. Before a job is timed both are shown to compute the same numbers. Networks have random
-weights and calibrated batch norm; time depends on neither. Images are CIFAR-10 from $EDC_NB_DATA or ../shared/data, else
+weights and calibrated batch norm; time depends on neither. Images are CIFAR-10 from $EDC_NB_DATA, else
 noise. Seconds are CPU seconds of this process (all threads), which a busy machine disturbs least; ratios of wall seconds
 stand beside. Each figure is the best of several turns, so the first turn warms up."""
 import argparse
@@ -203,9 +203,9 @@ class Bench:
     "The data, the observers, and the three jobs; each job returns its tables by name."
     def __init__(self, args):
         self.args, self.run, self.gaps = args, make_runtime(args.device, args.precision, progress=False), []
-        root = Path(os.environ.get('EDC_NB_DATA') or Path(__file__).resolve().parents[3] / 'shared' / 'data') / 'cifar10'
-        if root.exists():
-            data = open_dataset(EDC.replace({'data.per_class': 50, 'data.test_per_class': 1}).data, root, progress=False)
+        root = os.environ.get('EDC_NB_DATA')
+        if root and (images := Path(root) / 'cifar10').exists():
+            data = open_dataset(EDC.replace({'data.per_class': 50, 'data.test_per_class': 1}).data, images, progress=False)
         else:
             sets = [ImageSet(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n) % 10) for n in (500, 10)]
             data = Dataset('noise', *sets, [str(c) for c in range(10)], (.5,) * 3, (.3,) * 3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kit import AFTER, QUICK, new_stages, quick, sets, stages
 from edc_nb.core.runtime import Runtime
 from edc_nb.core.files import Store, load_tensors
 from edc_nb.data.open import open_dataset
@@ -23,27 +24,6 @@ from edc_nb.stages.synthesize import Observer, to_bytes
 THREE = ['convnet_w32', 'mobilenet_v2', 'wrn16_2']
 REDUCED = {'data.per_class': 100, 'data.test_per_class': 50, 'squeeze.epochs': 2, 'synthesize.observers': THREE, 'relabel.observers': THREE,
            'synthesize.iterations': 20, 'synthesize.snapshots': [0, 10, 20], 'evaluate.student': 'convnet_w32', 'evaluate.epochs': 20, 'evaluate.checks': 4}
-
-
-def sets(changes):
-    "The changes as command-line options."
-    return [a for k, v in changes.items() for a in ('--set', f'{k}={json.dumps(v)}')]
-
-
-def stages(store):
-    "{stage: {key: time of its manifest}} of all finished results."
-    found = {}
-    for m in sorted(store.glob('*/*/manifest.json')):
-        if m.parts[-3] != 'partial':
-            found.setdefault(m.parts[-3], {})[m.parts[-2]] = m.stat().st_mtime_ns
-    return found
-
-
-def new_stages(before, after):
-    "Stages that have results they had not; what was there must be untouched."
-    for stage, keys in before.items():
-        assert keys.items() <= after[stage].items(), f'{stage} was written again'
-    return {s for s in after if after[s].keys() - before.get(s, {}).keys()}
 
 
 # ---- reduced CIFAR-10, on real images
@@ -177,15 +157,6 @@ def test_evaluate_again_trains_nothing_and_adds_no_record(cifar):
 
 # ---- digits, quick
 
-QUICK = {'data.per_class': 20, 'data.test_per_class': 10, 'squeeze.epochs': 1, 'synthesize.observers': ['convnet_d1', 'convnet_d2'],
-         'relabel.observers': ['convnet_d1', 'convnet_d2'], 'initialize.observer': 'convnet_d1', 'synthesize.iterations': 3, 'evaluate.student': 'convnet_d1',
-         'evaluate.epochs': 4, 'evaluate.checks': 2}
-
-
-def quick(ipc=2, **changes):
-    return recipe('edc', 'digits', ipc=ipc).replace(QUICK | changes)
-
-
 @pytest.mark.parametrize('changes', [{}, {'relabel.teacher_batch': 7}, {'evaluate.batch_size': 7, 'augment.mix': 'mixup'}, {'relabel.bn': 'batch', 'evaluate.batch_size': 6}],
                          ids=['plain', 'small labelling batches', 'ragged steps, mixup', 'batch statistics'])
 def test_replayed_labels_train_the_same_student_as_online_labels(changes, tmp_path):
@@ -237,7 +208,6 @@ def test_stored_labels_serve_students_of_other_architectures(tmp_path):
 
 # ---- what a change recomputes
 
-AFTER = ['synthesize', 'relabel', 'evaluate']
 RECOMPUTED = {
     'nothing changed': ({}, []),
     'another name': ({'name': 'mine'}, []),

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 import torch
-from conftest import edc_environment
+from kit import CHECKPOINTED, edc_environment, finish, sets, start
 
 from edc_nb.core.files import load_tensors
 from edc_nb.data.open import open_dataset
@@ -26,75 +26,9 @@ from edc_nb.core.settings import EdcError
 from edc_nb.stages.squeeze import train_observer
 from edc_nb.stages.synthesize import Observer, synthesize
 
-# Every stage has a checkpoint to resume from: two observers of two epochs, mosaics, three synthesis batches (the last one shorter)
-# whose statistic averages outlive them, labels in blocks, a student whose schedule has a memory.
-TINY = {'data.per_class': 20, 'data.test_per_class': 5, 'squeeze.epochs': 3, 'synthesize.observers': ['convnet_d1', 'wrn16_2'],
-        'relabel.observers': ['convnet_d1', 'wrn16_2'], 'initialize.method': 'rded', 'initialize.factor': 2, 'initialize.candidates': 10,
-        'initialize.observer': 'wrn16_2', 'synthesize.iterations': 6, 'synthesize.batch_size': 8, 'synthesize.snapshots': [2, 6],
-        'matching.stat_ema_reset': 'never', 'relabel.teacher_batch': 40, 'evaluate.student': 'convnet_d1', 'evaluate.epochs': 10,
-        'evaluate.schedule': 'alrs', 'evaluate.checks': 2}
-
-# The chain as `edc run` runs it, saving at every chance, and killing itself where the command line says: STAGE:WHEN:N
-SCRIPT = '''
-import dataclasses, json, os, signal, sys
-from pathlib import Path
-import torch
-from edc_nb.core import files
-from edc_nb.run import folder, report
-from edc_nb.recipes.registry import recipe
-
-out, kill, changes = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-while kill == 'serve':                       # one job a line, each in a forked process: what is imported need not be imported again
-    line = sys.stdin.readline()
-    if not line: sys.exit()
-    if child := os.fork(): print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    else: kill = line.strip()
-stage, when, n = (kill.split(':') + [''] * 3)[:3]
-stops = 0
-
-def die(at, path):
-    global stops
-    if at != when or not Path(path).name.lstrip('.').startswith(stage): return
-    stops += 1
-    if stops == int(n): os.kill(os.getpid(), signal.SIGSTOP if os.environ.get('ONLY_STOP') else signal.SIGKILL)
-
-make, save, write, tsave = folder.make_runtime, files.Checkpoint.save, files.write_json, torch.save
-folder.make_runtime = lambda *a, **kw: dataclasses.replace(make(*a, **kw), checkpoint_seconds=0.)
-
-def saving(self, state, force=False):
-    save(self, state, force)
-    if self.path: die('saved', self.path)
-files.Checkpoint.save = saving
-
-def torn(value, path):                       # half of a checkpoint is on the disk
-    tsave(value, path)
-    whole = Path(path).read_bytes()
-    Path(path).write_bytes(whole[:len(whole) // 2])
-    die('torn', path)
-    Path(path).write_bytes(whole)
-torch.save = torn
-
-def writing(path, value):                    # the payload is written; then the manifest as well, but not yet renamed
-    if Path(path).name != 'manifest.json': return write(path, value)
-    die('payload', Path(path).parent)
-    write(path, value)
-    die('manifest', Path(path).parent)
-files.write_json = writing
-
-c = folder.condense(recipe('edc', 'digits', ipc=2).replace(changes), out=out, store=os.environ.get('STORE'), progress=False)
-report.evaluate(c)
-'''
-
 
 def tiny(**changes):
-    return recipe('edc', 'digits', ipc=2).replace(TINY | changes)
-
-
-def start(folder, kill='', changes=TINY, **kw):
-    "The script in a process of its own; the run's folder is FOLDER/run."
-    env = edc_environment(**kw.pop('env', {}))
-    return subprocess.Popen([sys.executable, '-c', SCRIPT, str(folder / 'run'), kill, json.dumps(changes)], env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kw)
+    return recipe('edc', 'digits', ipc=2).replace(CHECKPOINTED | changes)
 
 
 def series(folder, *kills):
@@ -106,11 +40,6 @@ def series(folder, *kills):
         assert server.stdout.readline().strip() == str(-signal.SIGKILL if kill else 0), f'{kill}: {finish(server)}'
         yield kill
     assert finish(server)[0] == 0
-
-
-def finish(process, timeout=240):
-    out, err = process.communicate(timeout=timeout)
-    return process.returncode, out, err
 
 
 def payloads(run):
@@ -253,8 +182,8 @@ def test_killed_twenty_five_times_at_random(whole, tmp_path):
 
 def command(out, *more):
     "A small `edc run` whose second observer is the only large file (2.8 MB)."
-    sets = [a for k, v in (TINY | {'squeeze.epochs': 1, 'initialize.method': 'real'}).items() for a in ('--set', f'{k}={json.dumps(v)}')]
-    return ['run', 'edc', '--dataset', 'digits', '--ipc', '2', '--out', str(out), '--quiet', *sets, *more]
+    changes = sets(CHECKPOINTED | {'squeeze.epochs': 1, 'initialize.method': 'real'})
+    return ['run', 'edc', '--dataset', 'digits', '--ipc', '2', '--out', str(out), '--quiet', *changes, *more]
 
 
 def test_a_file_too_large_for_the_limit_stops_in_one_sentence_and_resumes(tmp_path, edc):

@@ -825,7 +825,7 @@ def test_a_random_edit_of_a_function_changes_its_fingerprint(seed, tmp_path):
 
 def test_this_library_has_no_fingerprint_unless_it_carries_something_of_the_user_s():
     from edc_nb import schedules, settings
-    from edc_nb.initialize import from_real
+    from edc_nb.stages.initialize import from_real
     assert [fingerprint(x) for x in (from_real, schedules.ALRS, settings.EdcError)] == ['', '', '']
     assert why_uncached(from_real) == ''
     parts = [functools.partial(from_real, ipc=k) for k in (3, 4)]
@@ -920,7 +920,7 @@ def test_a_network_s_address_does_not_count(ipython):
 
 
 def test_networks_of_this_library_of_packages_and_ready_made():
-    from edc_nb.models import alexnet
+    from edc_nb.models.architectures import alexnet
     assert fingerprint_network(alexnet, 10, 32) == ''
     assert len({fingerprint_network(nn.Linear, 3, k) for k in (4, 4, 5)}) == 2
     torch.manual_seed(0)

@@ -290,7 +290,7 @@ def test_keys_of_built_in_choices_stay_and_those_of_users_hold_the_code(methods)
 
 
 def test_a_built_in_function_under_a_user_s_name_needs_no_code(methods):
-    from edc_nb.initialize import from_real
+    from edc_nb.stages.initialize import from_real
     methods.register('alias', from_real)
     assert keyed(methods, 'alias') == {}
 

@@ -1,10 +1,11 @@
-"""Export and import of condensed sets: round trips that change nothing, foreign folders, wrong inputs, and exports that fail half-way."""
+"""Export and import of condensed sets: round trips that change nothing, foreign folders, wrong inputs, half exports."""
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,14 +15,13 @@ import torchvision
 import yaml
 from PIL import Image
 
-from conftest import edc_environment
+from kit import edc_environment, said as refused
 from edc_nb.data.open import NORMALIZATIONS
 from edc_nb.exchange import layouts
-from edc_nb.exchange.package import Layout, Package
 from edc_nb.core.files import load_tensors, read_json, save_tensors
 from edc_nb.data.images import Dataset, ImageSet
 from edc_nb.data.open import open_dataset
-from edc_nb.exchange.package import LAYOUTS, match_classes
+from edc_nb.exchange.package import LAYOUTS, Layout, Package, match_classes, register_layout
 from edc_nb.exchange.transfer import export_condensed, import_condensed, stored_seeds
 from edc_nb.run.folder import condense, load_condensed
 from edc_nb.run.report import evaluate
@@ -29,8 +29,9 @@ from edc_nb.recipes.registry import recipe
 from edc_nb.core.settings import DataSettings, EdcError
 
 TWO = ['convnet_w32', 'convnet_d1']
-TINY = {'squeeze.epochs': 1, 'synthesize.observers': TWO, 'relabel.observers': TWO, 'initialize.observer': TWO[0], 'synthesize.iterations': 4, 'synthesize.snapshots': [0],
-        'evaluate.student': 'convnet_w32', 'evaluate.epochs': 6, 'evaluate.ema_rate': .9, 'evaluate.checks': 2, 'evaluate.batch_size': 10}
+TINY = {'squeeze.epochs': 1, 'synthesize.observers': TWO, 'relabel.observers': TWO, 'initialize.observer': TWO[0],
+        'synthesize.iterations': 4, 'synthesize.snapshots': [0], 'evaluate.student': 'convnet_w32',
+        'evaluate.epochs': 6, 'evaluate.ema_rate': .9, 'evaluate.checks': 2, 'evaluate.batch_size': 10}
 LOOSE = [k for k in LAYOUTS if k not in ('huggingface', 'rethinkdc')]      # without labels, and for any data
 
 
@@ -53,17 +54,16 @@ def stages(out):
     return {p.name for p in (out / 'store').iterdir() if p.name != 'partial' and any(p.iterdir())}
 
 
+def python(code, returncode=0):
+    "What this program prints."
+    program = [sys.executable, '-c', code]
+    done = subprocess.run(program, env=edc_environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == returncode, done.stderr
+    return done.stdout
+
+
 def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob('*') if p.is_file()}
-
-
-def refused(f, *words):
-    "The message of the EdcError that f() must raise; it is one line and has all the words."
-    with pytest.raises(EdcError) as e:
-        f()
-    text = str(e.value)
-    assert '\n' not in text and all(w in text for w in words), text
-    return text
 
 
 def save_folder(root, images, labels, names, suffix='png'):
@@ -92,14 +92,23 @@ def test_huggingface_round_trip_trains_the_same_students_and_no_observer(run, tm
 
 def test_in_a_process_with_other_threads_too(run, tmp_path):
     c, report, root = run
-    code = ("import sys, torch; torch.set_num_threads(2)\nfrom edc_nb.exchange import import_condensed; from edc_nb.pipeline import evaluate\n"
-            f"print(evaluate(import_condensed({str(root / 'huggingface')!r}, out={str(tmp_path / 'b')!r}, progress=False)).last[0])")
-    done = subprocess.run([sys.executable, '-c', code], env=edc_environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == report.last[0]
+    code = ("import sys, torch; torch.set_num_threads(2)\n"
+            "from edc_nb import evaluate, import_condensed\n"
+            f"back = import_condensed({str(root / 'huggingface')!r}, out={str(tmp_path / 'b')!r}, progress=False)\n"
+            "print(evaluate(back).last[0])")
+    assert float(python(code)) == report.last[0]
 
 
-def test_folder_round_trip_is_relabelled_by_the_same_observers(run, tmp_path):
+def test_the_public_functions_know_the_layouts_by_themselves(run, tmp_path):
+    "In a process that imports nothing else."
+    c, _, _ = run
+    code = ("from edc_nb import export_condensed, load_condensed\n"
+            f"c = load_condensed({str(c.out)!r}, progress=False)\n"
+            f"print(export_condensed(c, {str(tmp_path / 'set')!r}, 'ddranking'))")
+    assert python(code).strip() == str(tmp_path / 'set') and (tmp_path / 'set' / 'images.pt').is_file()
+
+
+def test_folder_round_trip_is_relabeled_by_the_same_observers(run, tmp_path):
     c, report, root = run
     back = import_condensed(root / 'folder', out=tmp_path / 'back', progress=False)
     again = evaluate(back)
@@ -135,14 +144,16 @@ def test_an_import_can_be_repeated_and_reopened(run, tmp_path):
     import_condensed(root / 'huggingface', out=out, progress=False)
     assert evaluate(load_condensed(out, progress=False)).last[0] == report.last[0]
     assert before == {p: p.stat().st_mtime_ns for p in (out / 'store').rglob('*') if p.is_file()}
-    refused(lambda: import_condensed(root / 'huggingface', out=out, labels=False, progress=False), 'holds another run', 'given')
+    refused(lambda: import_condensed(root / 'huggingface', out=out, labels=False, progress=False),
+            'holds another run', 'given')
 
 
 def test_reopened_without_naming_the_data_again(tmp_path):
     "A set of the user's own: where the real images are is recorded by the import."
     data = open_dataset(DataSettings('digits'))
-    real = save_folder(tmp_path / 'real', data.train.images[:200], data.train.labels[:200], [f'digit {k}' for k in range(10)])
-    made = save_folder(tmp_path / 'made', data.train.images[200:260], data.train.labels[200:260], [f'{k:05d}' for k in range(10)])
+    images, labels = data.train.images, data.train.labels
+    real = save_folder(tmp_path / 'real', images[:200], labels[:200], [f'digit {k}' for k in range(10)])
+    made = save_folder(tmp_path / 'made', images[200:260], labels[200:260], [f'{k:05d}' for k in range(10)])
     r = tiny(**{'data.name': 'mine', 'data.size': 8, 'relabel.labels': 'hard', 'evaluate.loss': 'ce'})
     c = import_condensed(made, r, real, tmp_path / 'out', progress=False)
     assert c.classes[0] == 'digit 0'
@@ -158,7 +169,8 @@ def test_the_parquet_file_is_an_ordinary_dataset(run):
     assert list(df) == ['image', 'label'] and df.label.tolist() == c.labels.tolist()
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(x['bytes']))) for x in df.image])
     assert (pixels.transpose(0, 3, 1, 2) == c.images.numpy()).all() and len({x['path'] for x in df.image}) == len(df)
-    d = open_dataset(DataSettings('hub', size=8, test_share=.5), root / 'huggingface')      # our own loader, by its metadata
+    # our own loader, by the files' metadata
+    d = open_dataset(DataSettings('hub', size=8, test_share=.5), root / 'huggingface')
     assert d.classes == c.classes and sorted(torch.cat([d.train.labels, d.test.labels]).tolist()) == c.labels.tolist()
     block, meta = load_tensors(root / 'huggingface' / 'images.safetensors')
     assert block['images'].equal(c.images) and block['images'].dtype == torch.uint8 and meta['classes'] == c.classes
@@ -176,11 +188,24 @@ def test_the_card_has_what_the_ledger_has(run):
     c, report, root = run
     _, front, body = (root / 'huggingface' / 'README.md').read_text(encoding='utf-8').split('---\n', 2)
     front = yaml.safe_load(front)
-    assert front['license'] == 'other' and front['task_categories'] == ['image-classification'] and front['size_categories'] == ['n<1K']
+    assert front['license'] == 'other' and front['size_categories'] == ['n<1K']
+    assert front['task_categories'] == ['image-classification']
     last, env = 100 * np.array(report.last), report.records[0]['environment']
-    for words in (f'{last.mean():.2f} ± {last.std(ddof=1):.2f}', c.recipe.hash, 'seed 3', env['device_name'], env['date'][:10], env['torch'],
-                  'seed 0: 2,400 bytes, seed 1: 2,400 bytes', '0.30528', 'cutmix', 'import_condensed', *TWO):      # 6 epochs, 20 images, 10 classes, fp16
+    sizes = 'seed 0: 2,400 bytes, seed 1: 2,400 bytes'      # 6 epochs, 20 images, 10 classes, fp16
+    machine = env['device_name'], env['date'][:10], env['torch']
+    for words in (f'{last.mean():.2f} ± {last.std(ddof=1):.2f}', c.recipe.hash, 'seed 3', *machine, sizes,
+                  '0.30528', 'cutmix', *TWO):
         assert words in body, words
+
+
+def test_the_code_on_the_card_runs(run, tmp_path, monkeypatch):
+    "With the names of the folders that a reader would put in."
+    _, report, root = run
+    code = (root / 'huggingface' / 'README.md').read_text(encoding='utf-8').split('```python\n')[1].split('\n\n')[0]
+    code = code.replace("'this folder'", repr(str(root / 'huggingface'))).replace(
+        "data='the real images, unless they can be downloaded'", 'progress=False')
+    monkeypatch.chdir(tmp_path)
+    assert float(python(code.replace('\nevaluate(c)', '\nprint(evaluate(c).last[0])'))) == report.last[0]
 
 
 def test_torch_and_torchvision_read_what_the_toolkits_read(run):
@@ -191,23 +216,29 @@ def test_torch_and_torchvision_read_what_the_toolkits_read(run):
     assert c.labels.tolist() == sorted(c.labels.tolist())      # class-major, as DD-Ranking takes for granted
     for folder in ('ddranking/images', 'folder'):
         f = torchvision.datasets.ImageFolder(root / folder)
-        assert [y for _, y in f] == c.labels.tolist() and (np.stack([np.asarray(im) for im, _ in f]).transpose(0, 3, 1, 2) == c.images.numpy()).all()
-    assert (root / 'ddranking' / 'images' / '00009' / '00001.png').is_file() and json.loads((root / 'folder' / 'classes.json').read_text()) == c.classes
-    assert yaml.safe_load((root / 'ddranking' / 'ddranking.yaml').read_text()) == dict(dataset='digits', ipc=2, im_size=[8, 8])
+        pixels = np.stack([np.asarray(im) for im, _ in f]).transpose(0, 3, 1, 2)
+        assert [y for _, y in f] == c.labels.tolist() and (pixels == c.images.numpy()).all()
+    assert (root / 'ddranking' / 'images' / '00009' / '00001.png').is_file()
+    assert json.loads((root / 'folder' / 'classes.json').read_text()) == c.classes
+    note = yaml.safe_load((root / 'ddranking' / 'ddranking.yaml').read_text())
+    assert note == dict(dataset='digits', ipc=2, im_size=[8, 8])
     inner = root / 'dcbench' / 'distilled_results' / 'EDC' / 'digits' / 'IPC2'
     images, labels = (torch.load(inner / f, weights_only=True) for f in ('images_best.pt', 'labels_best.pt'))
     torch.testing.assert_close(images, c.chain.dataset.normalize(c.images))
     assert labels.equal(c.labels)
 
 
-@pytest.mark.parametrize('name, stats', [('cifar100', ((.4914, .4822, .4465), (.2023, .1994, .2010))), ('tiny_imagenet', ((.485, .456, .406), (.229, .224, .225)))])
+@pytest.mark.parametrize('name, stats', [
+    ('cifar100', ((.4914, .4822, .4465), (.2023, .1994, .2010))),
+    ('tiny_imagenet', ((.485, .456, .406), (.229, .224, .225)))])
 def test_ddranking_has_its_own_normalisation(name, stats):
     assert layouts._ddranking_stats(name) == stats
 
 
 def test_every_byte_survives_every_normalisation():
     levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
-    for stats in (layouts._cifar10, NORMALIZATIONS['imagenet'], layouts._dcbench['cifar100'][1], NORMALIZATIONS['digits']):
+    both = layouts._cifar10, layouts._dcbench['cifar100'][1]
+    for stats in (*both, NORMALIZATIONS['imagenet'], NORMALIZATIONS['digits']):
         assert layouts._to_levels(layouts._to_floats(levels, stats), stats, 'x', 16).equal(levels)
 
 
@@ -218,7 +249,8 @@ def test_labels_are_made_for_the_seeds_that_are_asked_for(run, tmp_path):
     assert sorted(p.name for p in (tmp_path / 'e').glob('labels-*')) == ['labels-seed2.safetensors']
     card = (tmp_path / 'e' / 'README.md').read_text()
     assert 'license: cc-by-4.0' in card and 'No student has been evaluated' in card
-    online = condense(tiny(**{'relabel.mode': 'online'}), out=tmp_path / 'online', store=root / 'run' / 'store', seed=3, progress=False)
+    online = condense(tiny(**{'relabel.mode': 'online'}), out=tmp_path / 'online', store=root / 'run' / 'store', seed=3,
+                      progress=False)
     assert stored_seeds(online) == []
     refused(lambda: export_condensed(online, tmp_path / 'f', 'huggingface', seeds=[0]), 'online')
     refused(lambda: export_condensed(online, tmp_path / 'f', 'folder', seeds=[0]), 'folder', 'huggingface')
@@ -231,7 +263,8 @@ def digits():
     return open_dataset(DataSettings('digits'))
 
 
-@pytest.mark.parametrize('names', [[f'new{k:03d}' for k in range(10)], [f'{k:05d}' for k in range(10)], [f'n{14000000 + 7 * k}' for k in range(10)], [str(k) for k in range(10)]])
+@pytest.mark.parametrize('names', [[form(k) for k in range(10)] for form in (
+    'new{:03d}'.format, '{:05d}'.format, lambda k: f'n{14000000 + 7 * k}', str)])
 def test_releases_by_index_or_synset(digits, tmp_path, names):
     images, labels = digits.train.images[:60], digits.train.labels[:60]
     save_folder(tmp_path / 'release' / 'syn' / 'ipc', images, labels, names)
@@ -240,7 +273,8 @@ def test_releases_by_index_or_synset(digits, tmp_path, names):
     c = import_condensed(tmp_path / 'release', tiny(), digits, tmp_path / 'out', progress=False)
     order = labels.argsort(stable=True)
     assert c.images.equal(images[order]) and c.labels.equal(labels[order])
-    assert c.recipe.ipc == labels.bincount().max() and c.recipe.name == 'release (imported)'      # unequal numbers per class
+    assert c.recipe.ipc == labels.bincount().max()      # unequal numbers per class
+    assert c.recipe.name == 'release (imported)'
 
 
 def test_class_names_win_over_their_order(tmp_path, digits):
@@ -261,14 +295,16 @@ def test_zip_and_jpeg_and_a_class_called_train(tmp_path, digits):
     images, labels = digits.train.images[:60], digits.train.labels[:60]
     save_folder(tmp_path / 'set', images, labels, names, 'jpg')
     shutil.make_archive(tmp_path / 'set', 'zip', tmp_path / 'set')
-    a, b = (import_condensed(tmp_path / p, tiny(), data, tmp_path / f'out-{p}', progress=False) for p in ('set', 'set.zip'))
+    a, b = (import_condensed(tmp_path / p, tiny(), data, tmp_path / f'out-{p}', progress=False)
+            for p in ('set', 'set.zip'))
     assert a.images.equal(b.images) and a.labels.equal(labels.sort().values)
     assert (a.images.int() - images[labels.argsort(stable=True)].int()).abs().float().mean() < 12      # JPEG
 
 
 def test_foreign_tensors_by_file(run, tmp_path):
     c, _, root = run
-    for path in (root / 'ddranking' / 'images.pt', next((root / 'dcbench').rglob('images_best.pt')), next((root / 'dcbench').rglob('IPC2'))):
+    of_dcbench = [next((root / 'dcbench').rglob(name)) for name in ('images_best.pt', 'IPC2')]
+    for path in (root / 'ddranking' / 'images.pt', *of_dcbench):
         back = import_condensed(path, tiny(), out=tmp_path / path.stem / path.parent.name, progress=False)
         assert back.images.equal(c.images) and back.labels.equal(c.labels)
 
@@ -281,6 +317,25 @@ def test_matching_of_classes_against_the_definition():
     for width in (1, 5):
         names = sorted(f'{i:0{width}d}' for i in range(200))
         assert match_classes(names, classes) == [int(n) for n in names]
+
+
+def test_numbers_that_may_be_two_classes_are_refused():
+    "An image folder's classes are sorted as text, so that label 1 of twelve is the class called 10."
+    classes = sorted(map(str, range(12)))
+    assert match_classes([f'new{k:03d}' for k in range(12)], classes) == list(range(12))      # an index by its prefix
+    assert match_classes([f'{k:05d}' for k in range(100, 112)], classes) == list(range(12))   # none of the classes
+    refused(lambda: match_classes([f'{k:05d}' for k in range(12)], classes, 'set'), "'00002'", "class '2'", "'10'")
+    assert match_classes([f'{k:05d}' for k in range(12)], [str(k) for k in range(12)]) == list(range(12))
+
+
+# ---- the registry
+
+def test_a_layouts_name_is_taken_once(monkeypatch):
+    monkeypatch.delitem(LAYOUTS, 'rethinkdc')      # whatever is registered here is undone
+    register_layout('rethinkdc', None, 'first')(print)
+    refused(lambda: register_layout('rethinkdc', None, 'second'), "'rethinkdc'", 'replace=True')
+    register_layout('rethinkdc', None, 'second', replace=True)(print)
+    assert LAYOUTS['rethinkdc'] == Layout(print, None, 'second')
 
 
 # ---- refused
@@ -303,7 +358,8 @@ def test_wrong_sets_are_named(tmp_path, digits, run):
     refused(changed('cut', lambda p: (p / '003' / victim).write_bytes((p / '003' / victim).read_bytes()[:90])), victim)
     refused(changed('text', lambda p: (p / '003' / victim).write_text('hello')), victim, 'unreadable')
     refused(changed('larger', lambda p: Image.new('RGB', (16, 16)).save(p / '003' / victim)), victim, '16 x 16')
-    refused(lambda: import_condensed(good, tiny(**{'data.size': 16}), out=out, progress=False), '8 x 8', '16 x 16', 'data.size=8')
+    refused(lambda: import_condensed(good, tiny(**{'data.size': 16}), out=out, progress=False),
+            '8 x 8', '16 x 16', 'data.size=8')
     refused(lambda: import_condensed(good, out=out), 'recipe.yaml')
     refused(lambda: import_condensed(tmp_path / 'nowhere', tiny(), out=out), 'nowhere does not exist')
     refused(lambda: import_condensed(good, tiny(), out=out, layout='hub'), "'hub'", 'huggingface')
@@ -344,9 +400,11 @@ def test_no_pickle_is_run(tmp_path):
 def test_labels_that_do_not_belong_are_refused(run, tmp_path):
     c, _, root = run
     hub, out = root / 'huggingface', tmp_path / 'out'
-    for change, words in (({'augment.crop_scale': [.9, 1]}, 'augment'), ({'evaluate.epochs': 9}, '6 epochs'), ({'evaluate.batch_size': 5}, 'batch_size'), ({'relabel.observers': TWO[:1]}, TWO[1])):
-        refused(lambda: import_condensed(hub, c.recipe.replace(change), out=out, progress=False), words, 'labels=False')
-    alone = import_condensed(hub, c.recipe.replace({'augment.crop_scale': [.9, 1]}), out=tmp_path / 'alone', labels=False, progress=False)
+    narrow = {'augment.crop_scale': [.9, 1]}
+    for change, word in ((narrow, 'augment'), ({'evaluate.epochs': 9}, '6 epochs'),
+                         ({'evaluate.batch_size': 5}, 'batch_size'), ({'relabel.observers': TWO[:1]}, TWO[1])):
+        refused(lambda: import_condensed(hub, c.recipe.replace(change), out=out, progress=False), word, 'labels=False')
+    alone = import_condensed(hub, c.recipe.replace(narrow), out=tmp_path / 'alone', labels=False, progress=False)
     assert alone.chain.given['labels'] == {}
     changed = shutil.copytree(hub, tmp_path / 'changed')
     t, m = load_tensors(changed / 'images.safetensors')
@@ -366,15 +424,13 @@ def test_rethinkdc_is_imagenet1k_at_224_pixels(run, tmp_path):
     c, _, _ = run
     refused(lambda: export_condensed(c, tmp_path / 'x', 'rethinkdc'), 'ImageNet-1k at 224', 'digits', 'folder')
     assert not list(tmp_path.iterdir())
-    classes = [f'n{10000000 + 3 * k} word' for k in range(1000)]      # one grey image a class: the layout alone is looked at
+    classes = [f'n{10000000 + 3 * k} word' for k in range(1000)]      # one gray image a class: the layout alone counts
     images = torch.arange(1000).view(-1, 1, 1, 1).expand(-1, 3, 224, 224).remainder(256).to(torch.uint8)
-    data = Dataset('imagenet1k', ImageSet(images[:1], torch.tensor([0])), ImageSet(images[:1], torch.tensor([0])), classes, (.5,) * 3, (.5,) * 3)
-
-    class Set: pass
-    s = Set()
-    s.images, s.labels, s.classes, s.chain = images, torch.arange(1000), classes, Set()
-    s.chain.dataset = data
-    layouts.write_rethinkdc(Package(s, {}, [], {}, 'edc', 'unknown'), tmp_path)
+    one = ImageSet(images[:1], torch.tensor([0]))
+    data = Dataset('imagenet1k', one, one, classes, (.5,) * 3, (.5,) * 3)
+    chain = SimpleNamespace(dataset=data)
+    made = SimpleNamespace(images=images, labels=torch.arange(1000), classes=classes, chain=chain)
+    layouts.write_rethinkdc(Package(made, {}, [], {}, 'edc', 'unknown'), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [c[:9] for c in classes]
     back, labels = layouts.read_folder(tmp_path, data, {})
     assert back.equal(images) and labels.tolist() == list(range(1000))
@@ -425,12 +481,15 @@ def test_an_export_that_fails_half_way_leaves_what_was_there(run, tmp_path, erro
 
 def test_a_killed_export_leaves_nothing_under_the_name_and_is_swept_up(run, tmp_path):
     c, _, root = run
-    code = ("import os, sys\nfrom edc_nb.exchange import transfer; from edc_nb.run.folder import load_condensed\n"
+    code = ("import os\n"
+            "from edc_nb.exchange.transfer import LAYOUTS, export_condensed\n"
+            "from edc_nb.run.folder import load_condensed\n"
             f"c = load_condensed({str(c.out)!r}, progress=False)\n"
-            "f = transfer.LAYOUTS['folder'].write\ndef die(p, folder): f(p, folder); os.kill(os.getpid(), 9)\n"
-            f"transfer.LAYOUTS['folder'].write = die\ntransfer.export_condensed(c, {str(tmp_path / 'set')!r})")
-    done = subprocess.run([sys.executable, '-c', code], env=edc_environment(), capture_output=True, text=True, timeout=120)
-    assert done.returncode == -9, done.stderr
+            "write = LAYOUTS['folder'].write\n"
+            "def die(p, folder): write(p, folder); os.kill(os.getpid(), 9)\n"
+            "LAYOUTS['folder'].write = die\n"
+            f"export_condensed(c, {str(tmp_path / 'set')!r})")
+    python(code, returncode=-9)
     assert not (tmp_path / 'set').exists() and len(list(tmp_path.iterdir())) == 1
     export_condensed(c, tmp_path / 'set')
     assert [p.name for p in tmp_path.iterdir()] == ['set']

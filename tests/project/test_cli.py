@@ -14,21 +14,17 @@ import torch
 import yaml
 from PIL import Image
 
-from conftest import edc_environment
-from edc_nb.cli import app, main
+from kit import edc_environment, one_sentence, sets
+from edc_nb.cli import app
 from edc_nb.run.ledger import load_measurement
-from edc_nb.recipes.base import RECIPES
+from edc_nb.recipes.registry import RECIPES
 from edc_nb.core.settings import Recipe, setting_names
 from edc_nb.paper.tables import paper, table_names
 
 COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands]
 # one small observer, which is the student too: seconds instead of minutes
 TINY = {'squeeze.epochs': 1, 'synthesize.iterations': 2, 'evaluate.epochs': 2, 'evaluate.checks': 1, 'evaluate.student': 'convnet_w32',
-        'synthesize.observers': '[convnet_w32]', 'relabel.observers': '[convnet_w32]'}
-
-
-def sets(changes):
-    return [part for k, v in changes.items() for part in ('--set', f'{k}={v}')]
+        'synthesize.observers': ['convnet_w32'], 'relabel.observers': ['convnet_w32']}
 
 
 def tiny(recipe='edc', dataset='digits', ipc=2, **more):
@@ -49,17 +45,6 @@ def snapshot(folder):
 
 
 # --- help and listings
-
-@pytest.fixture
-def here(capfd):
-    "`edc ARGS...` in this process (a fresh one takes seconds to import torch): exit code, stdout, stderr."
-    def run(*args):
-        with pytest.raises(SystemExit) as stop:
-            main([str(a) for a in args])
-        out, err = capfd.readouterr()
-        return stop.value.code or 0, out, err
-    return run
-
 
 @pytest.mark.parametrize('command', [None, *COMMANDS])
 def test_help_reads_well(here, command):
@@ -219,7 +204,7 @@ MISTAKES = {   # what is wrong: (arguments, what the sentence names)
     'unknown dataset': (tiny(dataset='cifar11'), "'cifar11'", 'cifar10', '--data'),
     'no dataset': (tiny(dataset=None), '--dataset', 'digits'),
     'unknown student': ([*tiny(), '--student', 'resnet19'], "'resnet19'", 'resnet18'),
-    'unknown observer': (tiny(**{'synthesize.observers': '[convnet_w33]'}), "'convnet_w33'", 'convnet_w32'),
+    'unknown observer': (tiny(**{'synthesize.observers': ['convnet_w33']}), "'convnet_w33'", 'convnet_w32'),
     'unknown setting': (tiny(**{'synthesize.iteration': 3}), "'synthesize.iteration'", 'synthesize.iterations'),
     'setting of another type': (tiny(**{'synthesize.iterations': 'many'}), 'synthesize.iterations', "'many'", 'whole number'),
     'setting out of range': (tiny(**{'matching.alpha': 1.5}), 'matching.alpha', '1.5', 'from 0.0 to 1.0'),
@@ -259,14 +244,6 @@ MISTAKES = {   # what is wrong: (arguments, what the sentence names)
     'study without seeds': (['diagnose', 'landscape', '--scale', 'tiny', '--seeds', 0], '--seeds', '1'),
     'against an unknown one': (['recipes', 'edc', '--against', 'edcc'], "'edcc'"),
 }
-
-
-def one_sentence(code, out, err, *named):
-    "What a mistake gets: code 2, one line, and in it what was given and what is accepted."
-    assert 'Traceback' not in out + err
-    assert code == 2 and err.startswith('edc: ') and err.count('\n') == 1 and err.endswith('\n'), err
-    for word in named:
-        assert word in err, f'{word!r} is not in: {err}'
 
 
 @pytest.fixture
