@@ -128,7 +128,7 @@ def sheet_of_starts(
         if k not in r.synthesize.snapshots: raise EdcError(f"at: got {k}, accepted: {', '.join(map(str, r.synthesize.snapshots))}")
     d = dataset if isinstance(dataset, Dataset) else open_dataset(r.data, dataset, progress=False)
     chain, rows = Chain(r, d, Store(store or Path(study) / 'store'), make_runtime('cpu', progress=False)), {}
-    observers = chain.matchers()
+    observers = chain.observers()
     for m in starts:
         s = synthesis_from(recipes[m], chain, observers, study)
         one = [int((s.labels == c).nonzero()[0]) for c in classes]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import edc_nb.stages.bilevel    # registers DM and DC
 from ..core.files import Artefact, Store, read_json, write_json
 from ..core.runtime import Meter, Runtime
-from ..core.settings import EdcError, Recipe, for_labels, overrides
+from ..core.settings import EdcError, Recipe, for_labels
 from ..data.images import Dataset
 from ..models.helpers import accuracy
 from .keys import StageKeys, stage_key
@@ -19,7 +19,7 @@ from ..stages.initialize import Initial, initialize
 from ..stages.matching import Statistics, collect_statistics
 from ..stages.relabel import LabelStore, Labels, Teachers, ViewStream, make_labels
 from ..stages.squeeze import train_observer
-from ..stages.students import StudentResult, TrainedStudent, train_student
+from ..stages.students import TrainedStudent, train_student
 from ..stages.synthesize import Observer, Synthetic, synthesize
 
 # %% ../../nbs/4_run/04_chain.ipynb #c495fd91

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from ..core.files import bytes_hash
 from ..core.settings import EdcError, PROTOCOL, overrides
 from ..recipes.base import for_student
-from .chain import Chain
 from .checks import check_recipe
 from .folder import Condensed, lock_folder
 from .ledger import Ledger, environment, summarize
