@@ -1,4 +1,5 @@
 """Writes README.md from nbs/index.ipynb: `python tools/make_readme.py [OUTPUT]`."""
+import re
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def readme():
             for output in cell.outputs:
                 output.get('data', {}).pop('text/html', None)    # tables as plain text: pandas' styles mean nothing to a README
     text, resources = MarkdownExporter().from_notebook_node(nb, {'output_files_dir': 'nbs/index_files'})
+    text = re.sub(r'\]\((?!\w+:|#|nbs/)([^)\s]+\.ipynb)', r'](nbs/\1', text)    # links of the index are relative to its folder
     return text.strip() + '\n', resources['outputs']
 
 

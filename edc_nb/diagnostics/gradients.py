@@ -27,8 +27,12 @@ from ..stages.students import recalibrate
 from ..study.comparison import contestants
 
 # %% ../../nbs/5_study/14_gradients.ipynb #9cbc52fb
-def check_normalized_images(images, labels): # normalised, finite, one label each
-    if not images.is_floating_point() or images.ndim != 4: raise EdcError(f"images: got {images.dtype} {list(images.shape)}, expected normalised floats [N, 3, S, S] (Dataset.normalise)")
+def check_normalized_images(
+    images,     # normalized floats [N, 3, S, S]
+    labels,     # one each
+):
+    "`EdcError` for images that are no finite normalized floats, and for a wrong number of labels."
+    if not images.is_floating_point() or images.ndim != 4: raise EdcError(f"images: got {images.dtype} {list(images.shape)}, expected normalized floats [N, 3, S, S] (Dataset.normalize)")
     if not torch.isfinite(images).all(): raise EdcError(f"images: {int((~torch.isfinite(images)).flatten(1).any(1).sum())} of {len(images)} hold values that are not finite; expected finite normalised pixels")
     if len(labels) != len(images): raise EdcError(f"labels: got {len(labels)} for {len(images)} images, expected one each")
 
@@ -40,7 +44,11 @@ def _check(net, images, labels): # one sentence for what cannot be differentiate
     if labels.is_floating_point() and labels.shape[1] != classes or not labels.is_floating_point() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise EdcError(f"labels: got {f'{labels.shape[1]} columns' if labels.is_floating_point() else f'classes from {int(labels.min())} to {int(labels.max())}'}, but the network tells {classes} classes apart")
 
-def calibrate(net, views): # in place; what dropout draws on the way is drawn from a lent random state
+def calibrate(
+    net,       # a network; its batch-norm buffers are replaced
+    views,     # batches of images
+):
+    "The network in eval mode with buffers of these views; the global random state is left alone."
     with seeded(0, 'calibrate', device=next(net.parameters()).device): recalibrate(net, views)
     return net.eval()
 

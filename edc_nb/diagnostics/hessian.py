@@ -73,7 +73,10 @@ def _custom_functions(value): # names of hand-written autograd functions in a gr
 
 # %% ../../nbs/5_study/12_hessian.ipynb #3bede458
 @contextlib.contextmanager
-def undisturbed(device): # the global random state and the grad mode are what they were afterwards
+def undisturbed(
+    device,     # whose random state is kept
+):
+    "Within the block gradients are on and autocast is off; afterwards modes and random state are what they were."
     with torch.random.fork_rng([device] if device.type == 'cuda' else []), torch.enable_grad(), torch.autocast(device.type, enabled=False): yield
 
 class Hessian:
@@ -125,7 +128,11 @@ class Hessian:
         "The whole matrix [n, n]; for small n."
         return self @ torch.eye(self.n, dtype=self.dtype, device=self.device)
 
-def check_points(t, name): # finite floating-point numbers
+def check_points(
+    t,           # a tensor
+    name:str,    # of the argument, for the message
+):
+    "`EdcError` for values that are no finite floating-point numbers."
     if not t.is_floating_point(): raise EdcError(f"{name}: got {str(t.dtype).removeprefix('torch.')} values, expected float32 or float64 (normalised images, not bytes)")
     bad = (~torch.isfinite(t.detach())).reshape(len(t) if t.dim() else 1, -1).any(1).nonzero().flatten()
     if len(bad): raise EdcError(f"{name}: {len(bad)} of {len(t) if t.dim() else 1} rows hold values that are not finite, the first is row {bad[0].item()}; expected finite images or weights")
@@ -141,7 +148,12 @@ class Estimate(NamedTuple):
 
 def _signs(k, H, gen): return (torch.randint(0, 2, (k, H.n), generator=gen, dtype=torch.int8) * 2 - 1).to(H.device).to(H.dtype)
 
-def check_probes(probes, sketch, chunk):
+def check_probes(
+    probes:int,    # Hessian products in all
+    sketch:int,    # size of the sketch
+    chunk:int,     # probes at a time
+):
+    "`EdcError` for numbers that give no estimate."
     if probes < 2: raise EdcError(f"probes: got {probes}, expected at least 2, since a standard error needs two")
     if sketch < 0 or probes - 2 * sketch < 2: raise EdcError(f"sketch: got {sketch}, which takes {2 * sketch} of {probes} products; accepted: 0 to {(probes - 2) // 2}")
     if chunk < 1: raise EdcError(f"chunk: got {chunk}, expected at least 1 probe at a time")

@@ -14,10 +14,21 @@ from ..data.open import open_dataset
 from ..recipes.scales import at_scale
 
 # %% ../../nbs/5_study/06_study.ipynb #81df8bea
-def kept_rows(path, make): # plain values from a file, or made and kept there
+def kept_rows(
+    path,     # a JSON file
+    make,     # function that gives plain values
+):
+    "Plain values from a file, or made and kept there."
     if not Path(path).is_file(): write_json(path, make())
     return read_json(path)
 
-def open_study(scale, dataset, ipc, device, progress): # (recipe, run, data set on the device)
+def open_study(
+    scale:str,        # 'full', 'subset' or 'tiny'
+    dataset,          # where the images are, or an open `Dataset`
+    ipc:int,          # images per class
+    device:str,       # where to compute
+    progress:bool,    # show progress bars
+) -> tuple:
+    "`(recipe, runtime, data set on the device)` of EDC at a scale."
     r, run = at_scale('edc', {}, 'cifar10', ipc, 'resnet18', scale), make_runtime(device, 'fp32', progress=progress)
     return r, run, (dataset if isinstance(dataset, Dataset) else open_dataset(r.data, dataset, progress=progress)).to(run.device)

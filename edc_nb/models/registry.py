@@ -55,7 +55,11 @@ def model_names() -> list:
     "Every registered name, in reading order; `tv:NAME` and `timm:NAME` are accepted besides."
     return list(MODELS)
 
-def resolve_name(name, size): # (whose network, what it is called there)
+def resolve_name(
+    name:str,     # as for `build_model`
+    size:int,     # side of the images in pixels
+) -> tuple:
+    "Whose network it is ('paper', 'torchvision', 'timm', 'mine') and what it is called there; `EdcError` if unknown."
     if name in MODELS and not MODELS.builtin(name): return 'mine', name
     if name in _paper and (size <= 64 or name not in _torchvision): return 'paper', name
     if name in _torchvision: return 'torchvision', _torchvision[name]
@@ -198,7 +202,7 @@ class NetworkFacts:
         "Number of its batch-norm layers."
         return sum(isinstance(m, nn.BatchNorm2d) for m in self.model.modules())
 
-    def accepts(self, size) -> bool:
+    def accepts(self, size:int) -> bool:
         "Whether it takes images of another size too; some networks end in a layer that fits one size only."
         try:
             with torch.no_grad(): self.model(torch.zeros(1, 3, size, size))

@@ -15,7 +15,8 @@ from ..core.files import package_folder
 _NAMES = {'3-left': 'table3-left', '3-right': 'table3-right', '1-camera-ready': 'table1-corrected', '22-camera-ready': 'table22', '23-camera-ready': 'figure1', 'figure-4-slimming': 'figure4', 'later work': 'later', 'classical': 'classical'}
 
 @lru_cache
-def printed_rows(): # of all tables
+def printed_rows() -> list:
+    "Every printed row of all tables, as dictionaries."
     text = package_folder() / 'assets' / 'paper_tables.json'
     return [r | dict(table=_NAMES.get(str(r['table']), f"table{r['table']}")) for r in json.loads(text.read_text(encoding='utf-8'))]
 
@@ -32,4 +33,8 @@ def paper(
     return pd.DataFrame([{k: r[k] for k in ('dataset', 'ipc', 'method', 'student')} | {k: as_text(v) for k, v in r['setting'].items() if k not in NOTES} | dict(top1=r['top1'], std=r['std']) for r in rows])
 
 NOTES = ('note', 'check_marks', 'hardware', 'adds')
-def as_text(v): return '+'.join(map(str, v)) if isinstance(v, list) else v
+def as_text(
+    v,     # a value of a printed row
+):
+    "Lists joined by plus signs, everything else as it is."
+    return '+'.join(map(str, v)) if isinstance(v, list) else v

@@ -19,7 +19,16 @@ IMAGENET_OBSERVERS = ('resnet18', 'mobilenet_v2', 'shufflenet_v2', 'efficientnet
 
 IMAGENET1K_OBSERVERS = ('resnet18', 'mobilenet_v2', 'shufflenet_v2', 'efficientnet_b0', 'alexnet')
 
-def use_observers(synthesis, labels=None): return {'synthesize.observers': synthesis, 'relabel.observers': labels or synthesis, 'initialize.observer': synthesis[0]}
+def use_observers(
+    synthesis:tuple,     # names of observers whose statistics are matched; the first chooses initial images
+    labels:tuple=None,   # names of observers that label; None takes the same
+) -> dict:
+    "The three settings that name observers."
+    return {
+        'synthesize.observers': synthesis,
+        'relabel.observers':    labels or synthesis,
+        'initialize.observer':  synthesis[0],
+    }
 
 # %% ../../nbs/3_recipes/01_base.ipynb #25cef7c6
 GVBSM_OBSERVERS = CIFAR_OBSERVERS[:5]
@@ -38,7 +47,13 @@ def random_real(
 # %% ../../nbs/3_recipes/01_base.ipynb #d8b9101d
 _family = dict(digits='digits', cifar10='cifar', cifar100='cifar', tiny_imagenet='tiny', imagenet10='imagenet', imagenet1k='imagenet')
 
-def by_dataset(base, default, **special): return special.get(base, special.get(_family[base], default))      # a value by data set or family
+def by_dataset(
+    base:str,      # data set whose settings are taken
+    default,       # the value where nothing else is said
+    **special,     # values by data set or family: `digits=1, cifar=2, tiny=3, imagenet=4`
+):
+    "A value that differs by data set, or by family of data sets."
+    return special.get(base, special.get(_family[base], default))
 
 # %% ../../nbs/3_recipes/01_base.ipynb #58479469
 @dataclass(frozen=True)
@@ -61,7 +76,12 @@ def register_recipe(
     "Make a method known by name to `recipe`, the command line and the widgets."
     RECIPES[name] = Method(make, about, tuple(datasets), dict(rates or {}))
 
-def named(name, settings): return lambda base, ipc, s: Recipe(name, ipc).replace(s | settings(base, ipc))
+def named(
+    name:str,      # of the recipe
+    settings,      # function `(base, ipc) -> dict` of settings
+):
+    "What `register_recipe` takes: a function from data set and IPC to a recipe."
+    return lambda base, ipc, data: Recipe(name, ipc).replace(data | settings(base, ipc))
 
 def for_student(
     r:Recipe,         # a named method's recipe

@@ -23,19 +23,34 @@ def _single(base): return use_observers(by_dataset(base, ('resnet18',), digits=(
 def _short(base, iterations): return by_dataset(base, {}, digits={'synthesize.iterations': iterations, 'evaluate.epochs': 80, 'evaluate.batch_size': 25})
 
 # %% ../../nbs/3_recipes/04_baselines.ipynb #f120ca5c
-def sre2l(base, ipc): return _ground(base) | _single(base) | _long_squeeze(base) | {
+def sre2l(
+    base:str,     # data set whose settings are taken
+    ipc:int,      # images per class
+):
+    "Settings of SRe2L, as changes of the defaults."
+    return _ground(base) | _single(base) | _long_squeeze(base) | {
     'initialize.method': 'noise', 'matching.taps': 'bn', 'matching.patch': 0, 'matching.stat_ema': 0., 'matching.weight': by_dataset(base, .01, tiny=1.),
     'synthesize.iterations': by_dataset(base, 4000, cifar=1000), 'synthesize.batch_size': 100, 'synthesize.order': 'slot', 'synthesize.lr': by_dataset(base, .25, tiny=.1), 'synthesize.image_format': 'jpeg75',
     'synthesize.crop': by_dataset(base, 'resized', cifar='none', digits='none'), 'synthesize.crop_scale': (.08, 1.), 'synthesize.flip': by_dataset(base, .5, cifar=0., digits=0.), 'synthesize.jitter': by_dataset(base, 4, imagenet=32, digits=1),
     'evaluate.loss': 'kl', 'evaluate.temperature': by_dataset(base, 20., cifar=30.), 'evaluate.epochs': by_dataset(base, 300, cifar=400), 'evaluate.batch_size': by_dataset(base, 128, imagenet=1024), 'evaluate.accumulate': by_dataset(base, 1, imagenet=2)} | by_dataset(
     base, {}, cifar={'augment.crop': 'pad', 'augment.mix': 'mixup', 'augment.mix_alpha': .8}, digits={'augment.crop_scale': (.5, 1.)}) | _short(base, 300)
 
-def cda(base, ipc): return sre2l(base, ipc) | {
+def cda(
+    base:str,     # data set whose settings are taken
+    ipc:int,      # images per class
+):
+    "Settings of CDA, as changes of the defaults."
+    return sre2l(base, ipc) | {
     'synthesize.crop': 'resized', 'synthesize.crop_scale': (1., 1.), 'synthesize.crop_min_end': .08, 'synthesize.flip': by_dataset(base, .5, digits=0.), 'synthesize.lr': by_dataset(base, .25, tiny=.4),
     'matching.weight': by_dataset(base, .01, tiny=.05), 'evaluate.batch_size': by_dataset(base, 128, digits=25), 'evaluate.accumulate': 1}
 
 # %% ../../nbs/3_recipes/04_baselines.ipynb #c56c15cf
-def gvbsm(base, ipc): return _ground(base) | use_observers(by_dataset(base, GVBSM_OBSERVERS, imagenet=IMAGENET_OBSERVERS, digits=('wrn16_2', 'convnet_w32'))) | {
+def gvbsm(
+    base:str,     # data set whose settings are taken
+    ipc:int,      # images per class
+):
+    "Settings of G-VBSM, as changes of the defaults."
+    return _ground(base) | use_observers(by_dataset(base, GVBSM_OBSERVERS, imagenet=IMAGENET_OBSERVERS, digits=('wrn16_2', 'convnet_w32'))) | {
     'initialize.method': 'noise', 'matching.drop_rate': by_dataset(base, .4, imagenet=0.), 'matching.stat_ema': by_dataset(base, .8, imagenet=.4), 'synthesize.densify_weight': 1.,
     'synthesize.iterations': 4000, 'synthesize.batch_size': by_dataset(base, 100, imagenet=80), 'synthesize.lr': by_dataset(base, .05, imagenet=.1), 'synthesize.jitter': by_dataset(base, 32, digits=1),
     'synthesize.crop': by_dataset(base, 'pad', imagenet='resized'), 'synthesize.crop_pad': by_dataset(base, 4, tiny=8, digits=1), 'synthesize.crop_scale': (.08, 1.),
@@ -43,7 +58,11 @@ def gvbsm(base, ipc): return _ground(base) | use_observers(by_dataset(base, GVBS
     'evaluate.weight_decay': by_dataset(base, .01, cifar10=0.)} | by_dataset(base, {}, cifar100=AUTHORS_SGD | {'evaluate.momentum': .9}, tiny=AUTHORS_SGD | {'evaluate.momentum': .9}, digits={'augment.crop_scale': (.5, 1.)}) | _short(base, 300)
 
 # %% ../../nbs/3_recipes/04_baselines.ipynb #ed055bb6
-def rded(base, ipc):
+def rded(
+    base:str,     # data set whose settings are taken
+    ipc:int,      # images per class
+):
+    "Settings of RDED, as changes of the defaults."
     f = by_dataset(base, 1, imagenet=2)
     batch = (100 if ipc >= 50 else 50 if ipc >= 10 else 10) * by_dataset(base, 1, cifar100=2, imagenet1k=2)
     return _ground(base) | _single(base) | _long_squeeze(base) | {
@@ -52,7 +71,12 @@ def rded(base, ipc):
         'evaluate.schedule': 'smoothing'} | _short(base, 0)
 
 # %% ../../nbs/3_recipes/04_baselines.ipynb #09520953
-def fadrm(base, ipc, plus=False):
+def fadrm(
+    base:str,          # data set whose settings are taken
+    ipc:int,           # images per class
+    plus:bool=False,   # with several observers
+):
+    "Settings of FADRM, as changes of the defaults."
     observers = by_dataset(base, ('resnet18', 'densenet121', 'tv_shufflenet_v2', 'tv_mobilenet_v2'), imagenet=('resnet18', 'densenet121', 'shufflenet_v2', 'mobilenet_v2'), digits=('wrn16_2', 'mobilenet_v2', 'shufflenet_v2'))
     return _ground(base) | (use_observers(observers) if plus else _single(base)) | _long_squeeze(base) | {
         'initialize.method': 'rded', 'initialize.difficulty': 'medium', 'matching.taps': 'bn', 'matching.patch': 0, 'matching.stat_ema': 0.,
@@ -70,11 +94,24 @@ def _classical(base, ipc, **bilevel):
         'augment.crop': 'pad', 'augment.crop_pad': by_dataset(base, 4, digits=1), 'augment.mix': 'none', 'augment.randaugment': by_dataset(base, 1, digits=0), 'evaluate.optimizer': 'sgd', 'evaluate.lr': .01, 'evaluate.weight_decay': 5e-4,
         'evaluate.schedule': 'multistep', 'evaluate.milestones': (.5,), 'evaluate.gamma': .1, 'evaluate.epochs': 1000, 'evaluate.batch_size': 256} | {f"bilevel.{k}": v for k, v in bilevel.items()}
 
-def dm(base, ipc): return _classical(base, ipc, lr=1.) | {'synthesize.method': 'dm', 'synthesize.iterations': 20000} | by_dataset(base, {}, digits={'bilevel.lr': .03 if ipc == 1 else .3, 'synthesize.iterations': 300, 'evaluate.epochs': 150, 'evaluate.batch_size': 25})
-def dc(base, ipc):
+def dm(
+    base:str,     # data set whose settings are taken
+    ipc:int,      # images per class
+):
+    "Settings of DM, as changes of the defaults."
+    return _classical(base, ipc, lr=1.) | {'synthesize.method': 'dm', 'synthesize.iterations': 20000} | by_dataset(base, {}, digits={'bilevel.lr': .03 if ipc == 1 else .3, 'synthesize.iterations': 300, 'evaluate.epochs': 150, 'evaluate.batch_size': 25})
+def dc(
+    base:str,     # data set whose settings are taken
+    ipc:int,      # images per class
+):
+    "Settings of DC, as changes of the defaults."
     outer, inner = (1, 1) if ipc == 1 else (10, 50) if ipc <= 10 else (50, 10)
     return _classical(base, ipc, lr=.1, siamese=False, outer_steps=outer, inner_steps=inner) | {'synthesize.method': 'dc', 'synthesize.iterations': 1000, 'evaluate.epochs': 300} | by_dataset(
         base, {}, digits={'synthesize.iterations': 20, 'bilevel.outer_steps': 5, 'bilevel.inner_steps': 2, 'evaluate.epochs': 150, 'evaluate.batch_size': 25})
 
 # %% ../../nbs/3_recipes/04_baselines.ipynb #417cd9ff
-def make_coreset(name): return lambda base, ipc, s: _coreset(name)(base, ipc).replace(s, name=name)
+def make_coreset(
+    name:str,     # of the recipe and of its initialization
+):
+    "What `register_recipe` takes: real images that a rule chooses, in EDC's protocol."
+    return lambda base, ipc, data: _coreset(name)(base, ipc).replace(data, name=name)

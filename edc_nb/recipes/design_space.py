@@ -11,7 +11,10 @@ from .baselines import gvbsm
 from .edc import EDC
 
 # %% ../../nbs/3_recipes/03_design_space.ipynb #0902b957
-def configuration(letter):
+def configuration(
+    letter:str,     # 'a' (G-VBSM) to 'g' (EDC)
+):
+    "A function `(base, ipc) -> dict`: the settings of a CONFIG of Figure 1, made by undoing EDC's choices one by one."
     def make(base, ipc):
         if letter == 'a': return gvbsm(base, ipc)
         s = EDC[base](ipc)

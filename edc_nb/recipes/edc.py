@@ -61,4 +61,10 @@ RELEASED = dict(
 # %% ../../nbs/3_recipes/02_edc.ipynb #cb890efc
 def _edc_settings(base, ipc): return EDC[base](ipc)
 
-def make_edc(base, ipc, s): return Recipe('edc', ipc).replace(s | EDC[base](ipc))
+def make_edc(
+    base:str,     # data set whose settings are taken
+    ipc:int,      # images per class
+    data:dict,    # settings of the data
+) -> Recipe:
+    "EDC as the paper's tables print it."
+    return Recipe('edc', ipc).replace(data | EDC[base](ipc))

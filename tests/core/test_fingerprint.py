@@ -824,7 +824,8 @@ def test_a_random_edit_of_a_function_changes_its_fingerprint(seed, tmp_path):
 # --- this library, and networks
 
 def test_this_library_has_no_fingerprint_unless_it_carries_something_of_the_user_s():
-    from edc_nb import schedules, settings
+    from edc_nb.core import settings
+    from edc_nb.stages import schedules
     from edc_nb.stages.initialize import from_real
     assert [fingerprint(x) for x in (from_real, schedules.ALRS, settings.EdcError)] == ['', '', '']
     assert why_uncached(from_real) == ''

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from conftest import ROOT
 
 PACKAGE = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'edc_nb').rglob('*') if p.is_file() and '__pycache__' not in p.parts}
-LAB = {'nbdev', 'fastcore', 'execnb', 'jupyter', 'jupyterlab', 'ipywidgets', 'ipython', 'ipykernel', 'nbclient', 'nbconvert', 'notebook', 'pytest', 'scikit-learn', 'timm', 'optuna', 'curvlinops-for-pytorch', 'scipy'}
+LAB = {'nbdev', 'fastcore', 'execnb', 'jupyter', 'jupyterlab', 'ipywidgets', 'ipython', 'ipykernel', 'nbclient', 'nbconvert', 'notebook', 'pytest', 'scikit-learn', 'timm', 'optuna', 'curvlinops-for-pytorch'}
 
 
 def call(*args, **kw):
@@ -76,7 +76,7 @@ def test_core_requirements_are_without_notebook_packages(wheel):
     assert not LAB & set(core) and len(core) >= 8
     assert '2.6.0' in core['torch'].specifier and '2.5.1' not in core['torch'].specifier
     extras = {e: {r.name.lower() for r in needed if r.marker and r.marker.evaluate({'extra': e})} for e in ('models', 'lab', 'search', 'diagnostics', 'dev')}
-    assert extras['models'] == {'timm'} and extras['search'] == {'optuna'} and extras['diagnostics'] == {'curvlinops-for-pytorch', 'scipy'} and extras['lab'] >= {'jupyterlab', 'ipywidgets'} and extras['dev'] >= {'nbdev', 'pytest', 'nbclient'} | extras['lab'] | extras['models'] | extras['search'] | extras['diagnostics']
+    assert extras['models'] == {'timm'} and extras['search'] == {'optuna'} and extras['diagnostics'] == {'curvlinops-for-pytorch'} and {'scipy', 'filelock'} <= set(core) and extras['lab'] >= {'jupyterlab', 'ipywidgets'} and extras['dev'] >= {'nbdev', 'pytest', 'nbclient'} | extras['lab'] | extras['models'] | extras['search'] | extras['diagnostics']
 
 
 def test_source_archive_is_whole(built):
@@ -101,7 +101,7 @@ def installed(built, wheel):
 
 def test_installed_wheel_runs_from_anywhere(installed, tmp_path):
     environment = dict(cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(installed), 'OMP_NUM_THREADS': '1'})
-    code = ('import edc_nb; from edc_nb.settings import DataSettings; d = edc_nb.open_dataset(DataSettings()); '
+    code = ('import edc_nb; from edc_nb.core.settings import DataSettings; d = edc_nb.open_dataset(DataSettings()); '
             'print(edc_nb.__file__, len(d.train), len(d.test))')
     file, *counts = call(sys.executable, '-c', code, **environment).split()
     assert file == str(installed / 'edc_nb' / '__init__.py') and counts == ['1297', '500']

@@ -77,17 +77,17 @@ def spoil_stale(root):
 
 
 def spoil_module(root):
-    path = root / 'edc_nb' / 'settings.py'
+    path = root / 'edc_nb' / 'core' / 'settings.py'
     path.write_text(path.read_text() + '\n')
-    return ['edc_nb/settings.py']
+    return ['edc_nb/core/settings.py']
 
 
 def spoil_notebook(root):
-    path = root / 'nbs' / '00_settings.ipynb'
+    path = root / 'nbs' / 'reference' / 'settings.ipynb'
     nb = json.loads(path.read_text())
     next(c for c in nb['cells'] if c['cell_type'] == 'code')['execution_count'] = 7
     path.write_text(json.dumps(nb))
-    return ['nbs/00_settings.ipynb']
+    return ['nbs/reference/settings.ipynb']
 
 
 @pytest.mark.parametrize('spoil', [spoil_stale, spoil_module, spoil_notebook])
@@ -148,22 +148,26 @@ def imported(node):
                 yield from (edc_nb._places.get(a.name, a.name) for a in x.names)
 
 
-def test_no_notebook_imports_a_later_ones_module():
-    numbered = {p: int(p.name[:2]) for p in NOTEBOOKS if p.parent.name == 'nbs' and p.name[:2].isdigit()}
-    exports = {}
-    for path in numbered:
-        for cell in code_cells(path):
-            if found := re.search(r'^#\|\s*default_exp (\S+)', cell.source, re.M):
-                exports[found[1]] = path
-    assert set(exports) == {'.'.join(p.relative_to(ROOT / 'edc_nb').with_suffix('').parts) for p in MODULES} - {'_modidx', 'diagnostics.__init__'}
-    early = [f'{path.name} imports {m} of {exports[m].name}' for path in exports.values() for cell in code_cells(path)
-             for m in imported(tree(cell)) if m in exports and numbered[exports[m]] > numbered[path]]
-    assert not early
+WINGS = ('core', 'data', 'models', 'recipes', 'stages', 'run', 'exchange', 'study', 'diagnostics', 'paper', 'cli')
+
+
+def test_wings_import_in_one_direction_and_nothing_private():
+    places = {w: k for k, w in enumerate(WINGS)}
+    wrong = []
+    for path in NOTEBOOKS:
+        exported = [c for c in code_cells(path) if re.match(r'#\|\s*(default_exp|export)', c.source)]
+        here = next((m[1] for c in exported if (m := re.match(r'#\|\s*default_exp (\w+)', c.source))), None)
+        for x in (n for c in exported for n in ast.walk(tree(c)) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('edc_nb.')):
+            wing = x.module.split('.')[1]
+            private = [a.name for a in x.names if a.name.startswith('_') and not a.name.startswith('__')]
+            if private or here in places and wing in places and places[wing] > places[here]:
+                wrong.append(f'{by_name(path)} imports {x.module} {private}')
+    assert not wrong
 
 
 # words of the workplace in which the project was written mean nothing to its readers; ordinary uses are let through
 PRIVATE = re.compile(r"""(?<![\w.~])/work(?![\w-]) | (?<![\w.~])/tmp/w(?![\w-]) | \bsandbox
-    | \bhelpers?\b(?![ -](?:function|method|class|module|cell)) | (?<!python\ )(?<!jupyter\ )(?<!notebook\ )(?<!kernel\ )\bsessions?\b""", re.X | re.I)
+    | (?<!models\.)(?<!models/)(?<!reference/)\bhelpers?\b(?![ -](?:function|method|class|module|cell)) | (?<!python\ )(?<!jupyter\ )(?<!notebook\ )(?<!kernel\ )\bsessions?\b""", re.X | re.I)
 
 
 @pytest.mark.parametrize('text, private', [
@@ -190,6 +194,13 @@ def words(path):
 def test_nothing_speaks_of_the_workplace(path):
     text = words(path)
     assert [text[max(0, m.start() - 40):m.end() + 40] for m in PRIVATE.finditer(text)] == []
+
+
+@pytest.mark.parametrize('path', [*NOTEBOOKS, ROOT / 'README.md'], ids=by_name)
+def test_every_link_leads_somewhere(path):
+    text = words(path) if path.suffix == '.md' else '\n'.join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'markdown')
+    links = [m[1].split('#')[0] for m in re.finditer(r'\]\((?!\w+:)([^)\s]+)\)', text)]
+    assert [link for link in links if link and re.search(r'\.\w+$', link) and not (path.parent / link).exists()] == []
 
 
 # --- metadata and README
