@@ -6,6 +6,7 @@
 __all__ = ['COLORS', 'INK', 'STYLE', 'new_axes', 'add_legend', 'image_rows']
 
 # %% ../../nbs/reference/plotting.ipynb #db791635
+import functools
 import torch
 
 # %% ../../nbs/reference/plotting.ipynb #2f0ffdd8
@@ -20,6 +21,11 @@ STYLE = {
 }
 
 # %% ../../nbs/reference/plotting.ipynb #b091e45f
+def _with_title_size(axes): # the axes, or an array of them, whose titles have the size of `STYLE` by default
+    for ax in axes.flat if hasattr(axes, 'flat') else [axes]:
+        ax.set_title = functools.partial(ax.set_title, fontsize=STYLE['axes.titlesize'])
+    return axes
+
 def new_axes(
     ax=None,               # axes to draw on; None makes a figure
     size=(5., 2.8),        # of the figure, in inches
@@ -35,8 +41,9 @@ def new_axes(
         axes = plt.subplots(*(shape or (1, 1)), **how)[1]
         interactive = plt.isinteractive()
     matplotlib.interactive(interactive)      # a notebook's first figure switches it on, and the context switches it off
-    return axes
+    return _with_title_size(axes)
 
+# %% ../../nbs/reference/plotting.ipynb #56a0566e
 def add_legend(
     ax,         # axes whose lines have labels
     **how,      # what `ax.legend` takes besides
@@ -44,7 +51,7 @@ def add_legend(
     "A legend without a frame, in the ink of the axes."
     return ax.legend(**dict(frameon=False, fontsize=7.5, labelcolor=INK) | how)
 
-# %% ../../nbs/reference/plotting.ipynb #671e7e92
+# %% ../../nbs/reference/plotting.ipynb #11262d3a
 def _mosaic(rows, gap): # uint8 [n, 3, S, S] for each row -> RGBA bytes [rows * (S + gap), columns * (S + gap), 4]
     n, size = max(map(len, rows)), rows[0].shape[-1]
     cells = torch.zeros(len(rows), n, 4, size + gap, size + gap, dtype=torch.uint8)

@@ -23,8 +23,9 @@ def draw_crop(
     generator:torch.Generator,   # CPU generator; nothing else is random
     flip:float=0.5,              # probability of a horizontal flip
 ):
-    """Boxes and flips of `n` random resized crops: `box [n,4]` float32 (top, left, height, width; whole pixels inside
-    the image) and `flip [n]` bool. Same distribution as torchvision's `RandomResizedCrop` with its usual aspect ratios."""
+    """`(box, flip)` of `n` random resized crops, distributed as torchvision's `RandomResizedCrop`.
+
+    `box` float32 `[n,4]`: top, left, height, width in whole pixels, inside the image. `flip` bool `[n]`."""
     u = torch.rand(10, 4, n, generator=generator, dtype=torch.float64)
     area = (scale[0] + (scale[1] - scale[0])*u[:,0])*size**2
     ratio = torch.exp((2*u[:,1] - 1)*math.log(4/3))
@@ -37,7 +38,7 @@ def draw_crop(
     return box.float(), torch.rand(n, generator=generator) < flip
 
 # %% ../../nbs/2_stages/01_views.ipynb #8544462a
-def _resampling(start, length, n_in, n_out, flip=None): # start, length [b] -> rows of triangle weights [b, n_out, n_in]
+def _resampling(start, length, n_in, n_out, flip=None): # start, length [b] -> triangle weights [b, n_out, n_in]
     o = torch.arange(n_out, device=start.device, dtype=start.dtype) + 0.5
     if flip is not None: o = torch.where(flip[:,None], n_out - o, o)
     start, length = start[:,None], length[:,None]
@@ -46,9 +47,10 @@ def _resampling(start, length, n_in, n_out, flip=None): # start, length [b] -> r
     k = torch.arange(n_in, device=start.device, dtype=start.dtype) - start         # index within the crop
     w = (1 - (k[:,None] - c[...,None]).abs()/reach[...,None]).clamp(min=0)*((k >= 0) & (k < length))[:,None]
     first, last = (c - reach).ceil().clamp(min=0), torch.minimum((c + reach).floor(), length - 1)
-    mid = c.floor()                                                                # two arithmetic series, up and down
-    total = (mid - first + 1)*(1 + (first + mid - 2*c)/(2*reach)) + (last - mid)*(1 - (mid + 1 + last - 2*c)/(2*reach))
-    return w/total[...,None]
+    mid = c.floor()
+    up = (mid - first + 1)*(1 + (first + mid - 2*c)/(2*reach))                     # two arithmetic series
+    down = (last - mid)*(1 - (mid + 1 + last - 2*c)/(2*reach))
+    return w/(up + down)[...,None]
 
 # %% ../../nbs/2_stages/01_views.ipynb #27589c3a
 def _shift(x, box, flip): # crops of the image's own size need no weights: gather, and zeros outside
@@ -60,16 +62,20 @@ def _shift(x, box, flip): # crops of the image's own size need no weights: gathe
     idx = rows.clamp(0, h - 1)[:,:,None]*w + cols.clamp(0, w - 1)[:,None]
     return x.flatten(2).gather(2, idx.view(len(box), 1, -1).expand(len(x), x.shape[1], -1)).view_as(x)*seen[:,None]
 
+# %% ../../nbs/2_stages/01_views.ipynb #d4b2e384
 def crop_resize(
     x:torch.Tensor,              # images `[n,c,h,w]`, floating point; gradients flow to it
     box:torch.Tensor,            # `[n,4]`, or `[4]`/`[1,4]` shared by the batch: top, left, height, width in pixels
     flip:torch.Tensor|None,      # `[n]` (or `[1]`, shared) bool: mirror the crop horizontally; None never does
     size:int,                    # side of the views in pixels
 ) -> torch.Tensor:               # views `[n,c,size,size]`
-    """Crop and bilinear, antialiased resize, each image with its own box, as `torchvision...resized_crop(antialias=True)`.
-    A box may leave the image; zeros lie outside. Runs in the dtype of `x` even under autocast."""
+    """Crops, resized with bilinear antialiasing, each image with its own box.
+
+    As torchvision's `resized_crop(antialias=True)`. A box may leave the image; zeros lie outside. Runs in the dtype of
+    `x` even under autocast. `EdcError` where boxes and images do not match."""
     box = box.reshape(-1, 4)
-    if len(box) not in (1, len(x)): raise EdcError(f"crop_resize: got {len(box)} boxes for {len(x)} images, expected one each or one for all")
+    if len(box) not in (1, len(x)):
+        raise EdcError(f"crop_resize: got {len(box)} boxes for {len(x)} images, expected one each or one for all")
     shift = box.device.type == 'cpu' and x.shape[-2:] == (size, size) and bool((box[:,2:] == size).all())
     box, flip = box.to(x.device, x.dtype), None if flip is None else flip.to(x.device).view(-1)
     if shift: return _shift(x, box, flip)
@@ -80,17 +86,19 @@ def crop_resize(
         return wy[:,None] @ torch.bmm(x.reshape(n, c*h, w), wx.mT).view(n, c, h, size)
 
 # %% ../../nbs/2_stages/01_views.ipynb #67b89f08
-RANDAUGMENT_OPS = ('Identity', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate', 'Brightness', 'Color', 'Contrast',
-                   'Sharpness', 'Posterize', 'Solarize', 'AutoContrast', 'Equalize')
+RANDAUGMENT_OPS = ('Identity', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate', 'Brightness', 'Color',
+                   'Contrast', 'Sharpness', 'Posterize', 'Solarize', 'AutoContrast', 'Equalize')
+_UNSIGNED = ('Identity', 'Posterize', 'Solarize', 'AutoContrast', 'Equalize')     # the others take a random sign
 
-def _strengths(magnitude, size): # every operation's own unit at this magnitude, and which take a random sign
+def _strengths(magnitude, size): # [14] every operation's own unit at this magnitude; [14] which take a random sign
     at = lambda lo, hi: float(torch.linspace(lo, hi, 31)[magnitude])
-    move = int(at(0., 150/331*size))
-    v = [0., at(0., .3), at(0., .3), move, move, at(0., 30.)] + [at(0., .9)]*4 + [8 - round(magnitude/7.5), at(255., 0.), 0., 0.]
-    return torch.tensor(v), torch.arange(14) % 10 * (torch.arange(14) < 10) > 0
+    shear, move, blend = at(0., .3), int(at(0., 150/331*size)), at(0., .9)
+    geometry = [0., shear, shear, move, move, at(0., 30.)]
+    colors = [blend, blend, blend, blend, 8 - round(magnitude/7.5), at(255., 0.), 0., 0.]
+    return torch.tensor(geometry + colors), torch.tensor([op not in _UNSIGNED for op in RANDAUGMENT_OPS])
 
 # %% ../../nbs/2_stages/01_views.ipynb #d106e9af
-def _warp(x, m, ops): # shear, translate, rotate: nearest neighbour, zeros outside
+def _warp(x, m, ops): # shear, translate, rotate: nearest neighbor, zeros outside
     h, w = x.shape[-2:]
     ax, ay, tx, ty, phi = (torch.where(ops.to(x.device) == o, m, 0.)[:,None,None] for o in range(1, 6))
     cos, sin = torch.cos(phi*(math.pi/180)), torch.sin(phi*(math.pi/180))
@@ -102,7 +110,7 @@ def _warp(x, m, ops): # shear, translate, rotate: nearest neighbour, zeros outsi
     idx = (row.clamp(0, h - 1)*w + col.clamp(0, w - 1)).long().view(len(x), 1, -1).expand(-1, x.shape[1], -1)
     return x.flatten(2).gather(2, idx).view_as(x)*seen[:,None]
 
-def _grey(x): # [n,1,h,w] float, whole numbers
+def _gray(x): # [n,1,h,w] float, whole numbers
     r, g, b = x.float().unbind(1)
     return (r*0.2989).add(g, alpha=0.587).add(b, alpha=0.114).floor()[:,None]
 
@@ -114,15 +122,16 @@ def _autocontrast(v, x, m): # stretch each channel to 0..255
     return torch.where(hi > lo, (v - lo)*(255/(hi - lo).clamp(min=1)), v)
 
 def _equalize(v, x, m): # PIL's rule: equal steps of the cumulative histogram, its last bin left out
+    values = x.flatten(2).long()
     hist = torch.zeros(*x.shape[:2], 256, dtype=torch.int64, device=x.device)
-    hist.scatter_add_(2, x.flatten(2).long(), torch.ones(1, dtype=torch.int64, device=x.device).expand(*x.shape[:2], x.shape[2]*x.shape[3]))
+    hist.scatter_add_(2, values, torch.ones_like(values[:1,:1,:1]).expand_as(values))
     cum = hist.cumsum(2)
     step = (cum[...,-1:] - hist.gather(2, cum.argmax(2, keepdim=True)))//255
     return torch.where(step > 0, ((cum - hist + step//2)//step.clamp(min=1)).float(), v)
 
-_TABLES = { # operation: (values 0..255, images [k,3,h,w], magnitudes [k,1,1]) -> the values' new values [k, 1 or 3, 256]
+_TABLES = { # operation: (values 0..255, images [k,3,h,w], magnitudes [k,1,1]) -> new values [k, 1 or 3, 256]
     6: lambda v, x, m: v*(1 + m),
-    8: lambda v, x, m: v*(1 + m) - m*_grey(x).mean((2, 3))[...,None],
+    8: lambda v, x, m: v*(1 + m) - m*_gray(x).mean((2, 3))[...,None],
     10: lambda v, x, m: (v/2**(8 - m)).floor()*2**(8 - m),
     11: lambda v, x, m: torch.where(v >= m, 255 - v, v),
     12: _autocontrast,
@@ -130,16 +139,17 @@ _TABLES = { # operation: (values 0..255, images [k,3,h,w], magnitudes [k,1,1]) -
 
 # %% ../../nbs/2_stages/01_views.ipynb #51e6952e
 def _recode(x, m, ops): # the six table operations; `ops` is sorted
-    v, (kinds, counts) = torch.arange(256., device=x.device), torch.unique_consecutive(ops, return_counts=True)
+    v = torch.arange(256., device=x.device)
+    kinds, counts = torch.unique_consecutive(ops, return_counts=True)
     parts = zip(kinds.tolist(), x.split(counts.tolist()), m[:,None,None].split(counts.tolist()))
     table = torch.cat([_bytes(_TABLES[o](v, xs, ms)).expand(-1, 3, -1) for o, xs, ms in parts])
     return table.gather(2, x.flatten(2).long()).view_as(x)
 
-def _colour(x, m, ops):
+def _color(x, m, ops): # away from gray
     m = m[:,None,None,None]
-    return _bytes(x*(1 + m) - m*_grey(x))
+    return _bytes(x*(1 + m) - m*_gray(x))
 
-def _sharpen(x, m, ops): # away from a 3x3 blur (centre 5/13, others 1/13); the rim stays; `x` is overwritten
+def _sharpen(x, m, ops): # away from a 3x3 blur (center 5/13, others 1/13); the rim stays; `x` is overwritten
     m, y = m[:,None,None,None], x.float()
     inner, rows = y[...,1:-1,1:-1], y[...,:-2,:] + y[...,1:-1,:] + y[...,2:,:]
     blur = ((rows[...,:-2] + rows[...,1:-1] + rows[...,2:] + 4*inner)/13).round()
@@ -147,18 +157,20 @@ def _sharpen(x, m, ops): # away from a 3x3 blur (centre 5/13, others 1/13); the 
     return x
 
 # %% ../../nbs/2_stages/01_views.ipynb #5395a92d
-_FAMILIES = ((torch.arange(1, 6), _warp), (torch.tensor(sorted(_TABLES)), _recode), (torch.tensor([7]), _colour), (torch.tensor([9]), _sharpen))
+_FAMILIES = ((torch.arange(1, 6), _warp), (torch.tensor(sorted(_TABLES)), _recode),
+             (torch.tensor([7]), _color), (torch.tensor([9]), _sharpen))
 
 def randaugment(
     images:torch.Tensor,         # uint8 `[n,3,h,w]` on any device
     ops:torch.Tensor,            # `[n,k]` indices into `RANDAUGMENT_OPS`, applied from left to right
     magnitudes:torch.Tensor,     # `[n,k]` float32: signed, each in its operation's own unit
 ) -> torch.Tensor:               # uint8 `[n,3,h,w]`
-    """RandAugment with stored choices, each image with its own operations (semantics of torchvision's `RandAugment`
-    on tensors: nearest neighbour, black outside). Per round, images that share a family of operations go together."""
+    """Images after RandAugment with stored choices, each with its own operations.
+
+    As torchvision's `RandAugment` on tensors: nearest neighbor, black outside."""
     x, ops = images.clone(), ops.cpu()
     for o, m in zip(ops.T, magnitudes.to(x.device).T):
-        order = o.argsort()
+        order = o.argsort()                      # images that share a family of operations go together
         for members, f in _FAMILIES:
             i = order[torch.isin(o[order], members)]
             if not len(i): continue
@@ -175,32 +187,41 @@ def shuffle_patches(
     x:torch.Tensor,              # images `[n,c,h,w]`; sides divisible by `f`
     order:torch.Tensor,          # `[n, f*f]`: which patch comes to each place, row by row
 ) -> torch.Tensor:               # `[n,c,h,w]`
-    "Rearrange the f by f patches of each image (RDED's mosaics)."
+    "Images whose f by f patches are rearranged (RDED's mosaics)."
     (n, c, h, w), f = x.shape, math.isqrt(order.shape[1])
     x = x.reshape(n, c, f, h//f, f, w//f).permute(0, 2, 4, 1, 3, 5).reshape(n, f*f, c, h//f, w//f)
     x = x.gather(1, order.to(x.device)[:,:,None,None,None].expand_as(x))
     return x.view(n, f, f, c, h//f, w//f).permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
 
 # %% ../../nbs/2_stages/01_views.ipynb #4ee498a1
-def _mixing(s, n, size, batch_size, generator): # partner [n], mix_box [n,4], lam [n]
+def _partners(n, batch_size, generator): # [n]: a permutation of the views that leaves no batch
     batch = torch.arange(n)//batch_size
-    box, lam = torch.zeros(n, 4, dtype=torch.int64), torch.ones(n)
-    if s.mix == 'none': return torch.arange(n), box, lam
-    partner = (batch + torch.rand(n, generator=generator, dtype=torch.float64)).argsort()
-    seed, m = torch.randint(2**62, (1,), generator=generator).item(), int(batch[-1]) + 1  # torch has no Beta with a generator
-    lam = torch.from_numpy(np.random.default_rng(seed).beta(s.mix_alpha, s.mix_alpha, m))
-    if s.mix == 'mixup': return partner, box, lam.float()[batch]
-    half = (size*(1 - lam).sqrt()).long()//2
-    centre = torch.randint(size, (2, m), generator=generator)
-    lo, hi = (centre - half).clamp(min=0), (centre + half).clamp(max=size)
-    box = torch.cat([lo, hi - lo]).T
-    return partner, box[batch], (1 - box[:,2]*box[:,3]/size**2).float()[batch]
+    return (batch + torch.rand(n, generator=generator, dtype=torch.float64)).argsort()
 
+def _boxes(lam, size, generator): # [m,4] and [m]: CutMix boxes for drawn shares, what sticks out cut off; shares left
+    half = (size*(1 - lam).sqrt()).long()//2
+    center = torch.randint(size, (2, len(lam)), generator=generator)
+    lo, hi = (center - half).clamp(min=0), (center + half).clamp(max=size)
+    box = torch.cat([lo, hi - lo]).T
+    return box, (1 - box[:,2]*box[:,3]/size**2).float()
+
+def _mixing(settings, n, size, batch_size, generator): # partner [n], mix_box [n,4], lam [n]
+    none = torch.arange(n), torch.zeros(n, 4, dtype=torch.int64), torch.ones(n)
+    if settings.mix == 'none': return none
+    partner, batch = _partners(n, batch_size, generator), torch.arange(n)//batch_size
+    seed = torch.randint(2**62, (1,), generator=generator).item()      # torch has no Beta with a generator
+    alpha, m = settings.mix_alpha, int(batch[-1]) + 1
+    lam = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, m))
+    if settings.mix == 'mixup': return partner, none[1], lam.float()[batch]
+    box, lam = _boxes(lam, size, generator)
+    return partner, box[batch], lam[batch]
+
+# %% ../../nbs/2_stages/01_views.ipynb #38e71a89
 def mix_views(
     x:torch.Tensor,              # finished views `[n,c,S,S]`
     draws,                       # their `Draws`; partners are indices into `x`
 ) -> torch.Tensor:               # `[n,c,S,S]`, `x` unchanged
-    "CutMix or Mixup of views with their partners, as drawn; nothing where `draws.mix` is 'none'."
+    "Views mixed with their partners by CutMix or Mixup, as drawn; the views themselves where `draws.mix` is 'none'."
     if draws.mix == 'none': return x
     other = x[draws.partner.to(x.device)]
     if draws.mix == 'mixup': return other.lerp(x, draws.lam.to(x)[:,None,None,None])
@@ -209,11 +230,72 @@ def mix_views(
     rows, cols = (i >= top) & (i < top + h), (i >= left) & (i < left + w)
     return torch.where((rows[:,:,None] & cols[:,None])[:,None], other, x)
 
-# %% ../../nbs/2_stages/01_views.ipynb #b3f9ae7e
+# %% ../../nbs/2_stages/01_views.ipynb #75f97f2b
 _MIXES = ('none', 'cutmix', 'mixup')
 
+class _Stored: # draws as plain tensors
+    def state(self) -> dict:
+        "The draws as a dictionary of tensors, for storing; `Draws.from_state` reads it back."
+        meta = torch.tensor([self.size, self.batch_size, _MIXES.index(self.mix)])
+        return {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)} | dict(meta=meta)
+
+    @classmethod
+    def from_state(cls,
+        state:dict,                  # what `Draws.state` returned
+    ):
+        "Draws from stored tensors."
+        size, batch_size, mix = state['meta'].tolist()
+        tensors = dict(shuffle=None) | {k: v for k, v in state.items() if k != 'meta'}
+        return cls(**tensors, size=size, batch_size=batch_size, mix=_MIXES[mix])
+
+    def digest(self) -> str:
+        "Checksum of the whole content, 12 hexadecimal digits."
+        h = hashlib.sha256()
+        for k, v in self.state().items():
+            h.update(f"{k}{tuple(v.shape)}".encode() + v.cpu().contiguous().numpy().tobytes())
+        return h.hexdigest()[:12]
+
+# %% ../../nbs/2_stages/01_views.ipynb #c74c274a
+class _Cut: # draws of fewer or more views
+    def _map(self, f, **more): # the same value with `f` applied to each tensor
+        new = {k: f(v) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return dataclasses.replace(self, **(new | more))
+
+    def to(self,
+        device,                      # e.g. `'cuda'`
+    ):
+        "The same draws with their tensors on `device`."
+        return self._map(lambda t: t.to(device))
+
+    def __getitem__(self, views): # a slice along batches
+        start, stop, step = views.indices(len(self)) if isinstance(views, slice) else (1, 0, 0)
+        whole = not start % self.batch_size and (not stop % self.batch_size or stop == len(self))
+        if step != 1 or stop < start or not whole:
+            raise EdcError(f"draws can be cut only into whole batches of {self.batch_size} views; got {views}")
+        return self._map(lambda t: t[start:stop], partner=self.partner[start:stop] - start)
+
+    @classmethod
+    def cat(cls,
+        parts:list,                  # draws of the same settings; all but the last hold whole batches
+    ):
+        "The draws of consecutive views, joined."
+        return _joined(parts)
+
+# %% ../../nbs/2_stages/01_views.ipynb #067c317e
+def _joined(parts): # one `Draws` of several
+    first, starts = parts[0], np.cumsum([0] + [len(p) for p in parts]).tolist()
+    kind = lambda p: (p.size, p.batch_size, p.mix, p.ops.shape[1], p.shuffle is None)
+    if any(kind(p) != kind(first) for p in parts) or any(a % first.batch_size for a in starts[:-1]):
+        raise EdcError("draws can be joined only if they share their settings and hold whole batches "
+                       f"of {first.batch_size} views")
+    tensors = [k for k, v in vars(first).items() if isinstance(v, torch.Tensor)]
+    joined = {k: torch.cat([getattr(p, k) for p in parts]) for k in tensors}
+    partner = torch.cat([p.partner + start for p, start in zip(parts, starts)])
+    return dataclasses.replace(first, **(joined | dict(partner=partner)))
+
+# %% ../../nbs/2_stages/01_views.ipynb #b3f9ae7e
 @dataclass(frozen=True, eq=False)
-class Draws:
+class Draws(_Stored, _Cut):
     "The random choices behind `n` views, in the order of the stream; replayed by `augment`."
     box:torch.Tensor            # [n,4] float32: top, left, height, width of the crop, whole pixels; may leave the image
     flip:torch.Tensor           # [n] bool: mirrored horizontally
@@ -228,52 +310,6 @@ class Draws:
     mix:str                     # none, cutmix or mixup
 
     def __len__(self): return len(self.box)
-    def _map(self, f, **kw): # the same value with `f` applied to each tensor
-        new = {k: f(v) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return dataclasses.replace(self, **(new | kw))
-
-    def to(self, device):
-        "The same draws with their tensors on `device`."
-        return self._map(lambda t: t.to(device))
-
-    def digest(self) -> str:
-        "Checksum of the whole content, 12 hexadecimal digits."
-        h = hashlib.sha256()
-        for k, v in self.state().items(): h.update(f"{k}{tuple(v.shape)}".encode() + v.cpu().contiguous().numpy().tobytes())
-        return h.hexdigest()[:12]
-
-# %% ../../nbs/2_stages/01_views.ipynb #75f97f2b
-def _getitem(self, views): # a slice along batches
-    start, stop, step = views.indices(len(self)) if isinstance(views, slice) else (1, 0, 0)
-    if step != 1 or stop < start or start % self.batch_size or (stop % self.batch_size and stop != len(self)):
-        raise EdcError(f"draws can be cut only into whole batches of {self.batch_size} views; got {views}")
-    return self._map(lambda t: t[start:stop], partner=self.partner[start:stop] - start)
-
-def _state(self) -> dict:
-    "The draws as a dictionary of tensors, for storing; `Draws.from_state` reads it back."
-    meta = torch.tensor([self.size, self.batch_size, _MIXES.index(self.mix)])
-    return {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)} | dict(meta=meta)
-
-def _from_state(
-    d:dict,                      # what `Draws.state` returned
-) -> Draws:
-    "Draws from stored tensors."
-    size, batch_size, mix = d['meta'].tolist()
-    return Draws(**(dict(shuffle=None) | {k: v for k, v in d.items() if k != 'meta'}), size=size, batch_size=batch_size, mix=_MIXES[mix])
-
-def _cat(
-    parts:list,                  # `Draws` of the same settings; all but the last hold whole batches
-) -> Draws:
-    "Join draws of consecutive views."
-    first, starts = parts[0], np.cumsum([0] + [len(p) for p in parts]).tolist()
-    kind = lambda p: (p.size, p.batch_size, p.mix, p.ops.shape[1], p.shuffle is None)
-    if any(kind(p) != kind(first) for p in parts) or any(a % first.batch_size for a in starts[:-1]):
-        raise EdcError(f"draws can be joined only if they share their settings and hold whole batches of {first.batch_size} views")
-    join = lambda name: torch.cat([getattr(p, name) for p in parts])
-    tensors = {k: join(k) for k, v in vars(first).items() if isinstance(v, torch.Tensor)}
-    return dataclasses.replace(first, **(tensors | dict(partner=torch.cat([p.partner + a for p, a in zip(parts, starts)]))))
-
-Draws.__getitem__, Draws.state, Draws.from_state, Draws.cat = _getitem, _state, staticmethod(_from_state), staticmethod(_cat)
 
 # %% ../../nbs/2_stages/01_views.ipynb #12e4d7ed
 def check_views(
@@ -281,54 +317,67 @@ def check_views(
     size:int,                   # side of the images in pixels
 ):
     "`EdcError` for settings that do not suit the image size."
-    if settings.patch_shuffle and size % settings.patch_shuffle:
-        raise EdcError(f"augment.patch_shuffle: got {settings.patch_shuffle}, expected a divisor of the image size {size}")
+    f = settings.patch_shuffle
+    if f and size % f: raise EdcError(f"augment.patch_shuffle: got {f}, expected a divisor of the image size {size}")
+
+def _boxes_of_views(settings, n, size, generator): # box [n,4] and flip [n]
+    box, flip = draw_crop(settings.crop_scale, n, size, generator, settings.flip)
+    if settings.crop == 'resized': return box, flip
+    box, pad = torch.tensor([0., 0., size, size]).repeat(n, 1), settings.crop_pad
+    if settings.crop == 'pad': box[:,:2] = torch.randint(-pad, pad + 1, (n, 2), generator=generator)
+    return box, flip
 
 # %% ../../nbs/2_stages/01_views.ipynb #5f8f80f7
 def draw(
-    s:AugmentSettings,           # which augmentations
+    settings:AugmentSettings,    # which augmentations
     n:int,                       # views in the epoch
     size:int,                    # side of the images in pixels
     batch_size:int,              # views per batch of the student; the last batch may be shorter
     generator:torch.Generator,   # CPU generator: the only source of chance
 ) -> Draws:
-    "All random choices of one epoch of `n` views, on the CPU. Raises `EdcError` if patches do not divide the image."
-    if n < 1 or batch_size < 1: raise EdcError(f"draw: got {n} views in batches of {batch_size}, expected at least 1 of each")
-    check_views(s, size)
-    box, flip = draw_crop(s.crop_scale, n, size, generator, s.flip)
-    if s.crop != 'resized':
-        box = torch.tensor([0., 0., size, size]).repeat(n, 1)
-        if s.crop == 'pad': box[:,:2] = torch.randint(-s.crop_pad, s.crop_pad + 1, (n, 2), generator=generator)
-    strength, signed = _strengths(s.magnitude, size)
-    ops = torch.randint(len(RANDAUGMENT_OPS), (n, s.randaugment), generator=generator)
+    "All random choices of one epoch of `n` views, on the CPU; `EdcError` if patches do not divide the image."
+    if n < 1 or batch_size < 1:
+        raise EdcError(f"draw: got {n} views in batches of {batch_size}, expected at least 1 of each")
+    check_views(settings, size)
+    box, flip = _boxes_of_views(settings, n, size, generator)
+    strength, signed = _strengths(settings.magnitude, size)
+    ops = torch.randint(len(RANDAUGMENT_OPS), (n, settings.randaugment), generator=generator)
     minus = (torch.rand(ops.shape, generator=generator) < 0.5) & signed[ops]
     magnitudes = torch.where(minus, -strength[ops], strength[ops])
-    partner, mix_box, lam = _mixing(s, n, size, batch_size, generator)
-    shuffle = _shuffles(n, s.patch_shuffle, generator) if s.patch_shuffle else None
-    return Draws(box, flip, ops.to(torch.int8), magnitudes, partner, mix_box, lam, shuffle, size, batch_size, s.mix)
+    partner, mix_box, lam = _mixing(settings, n, size, batch_size, generator)
+    shuffle = _shuffles(n, settings.patch_shuffle, generator) if settings.patch_shuffle else None
+    ops = ops.to(torch.int8)
+    return Draws(box, flip, ops, magnitudes, partner, mix_box, lam, shuffle, size, batch_size, settings.mix)
 
 # %% ../../nbs/2_stages/01_views.ipynb #f4870bf9
-_CHUNK = 2**23 # pixel values worked on at a time: about 32 MB as float32, a few times that in passing
+_CHUNK = 2**23      # pixel values worked on at a time: about 32 MB as float32, a few times that in passing
 
+def _check_images(images, draws): # `EdcError` where images and draws do not fit together
+    want = (len(draws), 3, draws.size, draws.size)
+    if images.dtype != torch.uint8 or tuple(images.shape) != want:
+        raise EdcError(f"augment: got {images.dtype} images of shape {list(images.shape)}, "
+                       f"expected torch.uint8 of shape {list(want)}")
+
+# %% ../../nbs/2_stages/01_views.ipynb #96aa4305
 def augment(
     images:torch.Tensor,         # uint8 `[n,3,S,S]` in stream order, on any device
     draws:Draws,                 # the choices for these `n` views
     mean,                        # mean of each channel, of pixels from 0 to 1
     std,                         # standard deviation of each channel
     mix:bool=True,               # False leaves CutMix or Mixup out
-) -> torch.Tensor:               # float32 `[n,3,S,S]`, normalised, on the images' device
-    """Views of images, exactly as drawn: RandAugment, patch shuffle, crop and flip, normalisation, mixing between
-    partners (order of the authors' `direct_train.py`). Raises `EdcError` if images and draws do not fit together."""
-    want = (len(draws), 3, draws.size, draws.size)
-    if images.dtype != torch.uint8 or tuple(images.shape) != want:
-        raise EdcError(f"augment: got {images.dtype} images of shape {list(images.shape)}, expected torch.uint8 of shape {list(want)}")
-    step = max(1, _CHUNK//(3*draws.size**2*draws.batch_size))*draws.batch_size
+) -> torch.Tensor:               # float32 `[n,3,S,S]`, normalized, on the images' device
+    """Views of images, exactly as drawn; `EdcError` if images and draws do not fit together.
+
+    In the order of the authors' `direct_train.py`: RandAugment, patch shuffle, crop and flip, normalization, mixing
+    between partners."""
+    _check_images(images, draws)
+    group = max(1, _CHUNK//(3*draws.size**2*draws.batch_size))*draws.batch_size      # views, in whole batches
     mean, std = (torch.as_tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1) for v in (mean, std))
-    out = torch.empty(want, device=images.device)
-    for start in range(0, len(draws), step):
-        d = draws[start:min(start + step, len(draws))]
-        x = randaugment(images[start:start + step], d.ops, d.magnitudes).float().div_(255)
+    out = torch.empty(images.shape, device=images.device)
+    for start in range(0, len(draws), group):
+        d = draws[start:min(start + group, len(draws))]
+        x = randaugment(images[start:start + group], d.ops, d.magnitudes).float().div_(255)
         if d.shuffle is not None: x = shuffle_patches(x, d.shuffle)
         x = crop_resize(x, d.box, d.flip, d.size).sub_(mean).div_(std)
-        out[start:start + step] = mix_views(x, d) if mix else x
+        out[start:start + group] = mix_views(x, d) if mix else x
     return out
