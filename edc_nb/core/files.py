@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'package_folder', 'results_folder', 'bytes_hash', 'atomic_path', 'write_text', 'write_json', 'read_json',
-           'save_tensors', 'load_tensors', 'Checkpoint', 'Store']
+           'save_tensors', 'load_tensors', 'Checkpoint', 'Store', 'Artefact']
 
 # %% ../../nbs/reference/files.ipynb #5e13e84c
 import importlib.util
@@ -40,22 +40,35 @@ def bytes_hash(
 ) -> str:
     "A short hash of the content of files and tensors (kind, shape and bytes)."
     h = hashlib.sha256()
-    for p in parts:
-        if isinstance(p, torch.Tensor):
-            h.update(repr((str(p.dtype), tuple(p.shape))).encode())
-            h.update(p.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        elif isinstance(p, Path):
-            with open(p, 'rb') as f:
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            h.update(repr((str(part.dtype), tuple(part.shape))).encode())
+            h.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        elif isinstance(part, Path):
+            with open(part, 'rb') as f:
                 for block in iter(lambda: f.read(2**20), b''): h.update(block)
-        else: h.update(repr(p).encode())
+        else: h.update(repr(part).encode())
     return h.hexdigest()[:n]
+
+# %% ../../nbs/reference/files.ipynb #3fd13d8d
+_FULL = ('No space left', 'os error 28', 'File too large', 'os error 27', 'file write failed', 'unexpected pos')
+
+def _write_error(path, e): # `EdcError` for what a user can mend, None for other errors
+    code = getattr(e, 'errno', None)
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(words in str(e) for words in _FULL):
+        return EdcError(f"cannot write {path}: the disk is full or a file-size limit is reached; "
+                        "free some space and run the same command again, finished stages are kept")
+    if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return EdcError(f"cannot write {path}: {os.strerror(code).lower()}")
 
 # %% ../../nbs/reference/files.ipynb #d57339de
 @contextlib.contextmanager
 def atomic_path(
     path,          # the file that shall appear
 ):
-    "Yields a temporary path beside `path`; on success it is flushed to disk and renamed, on failure removed. A full disk raises `EdcError`."
+    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed, on failure removed.
+
+    A full disk or a folder that cannot be written raises `EdcError`."""
     path = Path(path)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.{random.SystemRandom().randrange(16**6):06x}.tmp")
     try:
@@ -64,13 +77,12 @@ def atomic_path(
         with open(tmp, 'rb') as f: os.fsync(f.fileno())
         os.replace(tmp, path)
     except (OSError, SafetensorError, RuntimeError) as e:
-        code = getattr(e, 'errno', None)
-        full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(w in str(e) for w in ('No space left', 'os error 28', 'File too large', 'os error 27', 'file write failed', 'unexpected pos'))
-        if full: raise EdcError(f"cannot write {path}: the disk is full or a file-size limit is reached; free some space and run the same command again, finished stages are kept") from None
-        if code in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST): raise EdcError(f"cannot write {path}: {os.strerror(code).lower()}") from None
+        if error := _write_error(path, e): raise error from None
         raise
-    finally: Path(tmp).unlink(missing_ok=True) if Path(tmp).parent.is_dir() else None
+    finally:
+        if tmp.parent.is_dir(): tmp.unlink(missing_ok=True)
 
+# %% ../../nbs/reference/files.ipynb #5d8077fb
 def write_text(
     path,          # the file
     text:str,      # its new content
@@ -88,10 +100,11 @@ def write_json(
 def read_json(
     path,          # the file
 ):
-    "Read a JSON file; `EdcError` if it is missing or not whole."
+    "The content of a JSON file; `EdcError` if it is missing or not whole."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise EdcError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError): raise EdcError(f"{path} is not whole JSON: it is truncated or not a file of ours") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise EdcError(f"{path} is not whole JSON: it is truncated or not a file of ours") from None
 
 # %% ../../nbs/reference/files.ipynb #e03144f3
 def save_tensors(
@@ -112,7 +125,8 @@ def load_tensors(
     try:
         with safe_open(path, 'pt', device=str(device)) as f:
             return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
-    except (SafetensorError, OSError, json.JSONDecodeError): raise EdcError(f"{path} cannot be read: it is truncated or not a safetensors file") from None
+    except (SafetensorError, OSError, json.JSONDecodeError):
+        raise EdcError(f"{path} cannot be read: it is truncated or not a safetensors file") from None
 
 # %% ../../nbs/reference/files.ipynb #f0622194
 class Checkpoint:
@@ -120,7 +134,8 @@ class Checkpoint:
     def __init__(self,
         path,                  # the file; None keeps nothing
         seconds:float=20.0,    # least time between two writes
-    ): self.path, self.seconds, self.last = Path(path) if path else None, seconds, time.monotonic()
+    ):
+        self.path, self.seconds, self.last = Path(path) if path else None, seconds, time.monotonic()
 
     def load(self, device='cpu'):
         "The last state saved, tensors on `device`, or None where there is none."
@@ -129,7 +144,7 @@ class Checkpoint:
         except Exception: return None      # an unreadable checkpoint costs its stage, not the run
 
     def save(self, state, force=False):
-        "`state` is a function without arguments, called only if it is time to write."
+        "`state` is a function without arguments, called only if it is time to write, or with `force`."
         if not self.path or not (force or time.monotonic() - self.last >= self.seconds): return
         with atomic_path(self.path) as tmp: torch.save(state(), tmp)
         self.last = time.monotonic()
@@ -139,8 +154,49 @@ class Checkpoint:
         if self.path: self.path.unlink(missing_ok=True)
 
 # %% ../../nbs/reference/files.ipynb #7aee40c4
-SCHEMA = 1   # of the artefacts on disk
+SCHEMA = 1   # of the artifacts on disk
 
+def _read_manifest(folder): # of a finished stage; another schema or a missing file raises `EdcError`
+    manifest = read_json(folder / 'manifest.json')
+    if manifest.get('schema') != SCHEMA:
+        raise EdcError(f"{folder} has schema {manifest.get('schema')!r}, this version reads {SCHEMA}; "
+                       "remove it or use the version that wrote it")
+    for name, size in manifest['files'].items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise EdcError(f"{file} is missing or truncated; remove {folder} and run the same command again")
+    return manifest
+
+def _write_manifest(folder, **facts):
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob('*')) if p.is_file()}
+    stage, key = facts.pop('stage'), facts.pop('key')
+    write_json(folder / 'manifest.json', dict(schema=SCHEMA, stage=stage, key=key, files=files, **facts))
+
+# %% ../../nbs/reference/files.ipynb #73ef3c70
+@contextlib.contextmanager
+def _filled(tmp, folder, facts): # yields `tmp` to fill; it becomes `folder` when the block ends without an error
+    shutil.rmtree(tmp, ignore_errors=True)
+    try:
+        try: tmp.mkdir(parents=True)
+        except OSError as e:
+            raise EdcError(f"cannot write into {folder.parent.parent}: {os.strerror(e.errno).lower()}") from None
+        yield tmp
+        _write_manifest(tmp, **facts)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try: os.rename(tmp, folder)
+        except OSError:
+            if not folder.is_dir(): raise        # else another process was faster
+    finally: shutil.rmtree(tmp, ignore_errors=True)
+
+# %% ../../nbs/reference/files.ipynb #90902e86
+def _sweep(folder, name): # what dead processes left in `folder` of a stage that is finished now
+    for p in folder.glob('*'):
+        if not (m := re.fullmatch(r'\.?' + re.escape(name) + r'\.(?:pt\.)?(\d+)(\..*tmp)?', p.name)): continue
+        try: os.kill(int(m[1]), 0)             # signal 0 only asks whether the process is there
+        except ProcessLookupError: shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
+        except OSError: pass                   # another user's process
+
+# %% ../../nbs/reference/files.ipynb #cc0cd776
 class Store:
     "Finished stages on disk: `root/<stage>/<key>/`."
     def __init__(self,
@@ -153,14 +209,7 @@ class Store:
 
     def manifest(self, stage, key):
         "The manifest of a finished stage, or None. Another schema or a missing file raises `EdcError`."
-        folder = self.path(stage, key)
-        if not folder.is_dir(): return None
-        m = read_json(folder / 'manifest.json')
-        if m.get('schema') != SCHEMA: raise EdcError(f"{folder} has schema {m.get('schema')!r}, this version reads {SCHEMA}; remove it or use the version that wrote it")
-        for name, size in m['files'].items():
-            f = folder / name
-            if not f.is_file() or f.stat().st_size != size: raise EdcError(f"{f} is missing or truncated; remove {folder} and run the same command again")
-        return m
+        return _read_manifest(self.path(stage, key)) if self.path(stage, key).is_dir() else None
 
     def checkpoint(self, stage, key, seconds=20.0):
         "The checkpoint of a stage in progress."
@@ -169,25 +218,20 @@ class Store:
     @contextlib.contextmanager
     def write(self, stage, key, **manifest):
         "Yields a temporary folder to fill; it becomes the stage's result when the block ends without an error."
-        folder = self.path(stage, key)
         tmp = self.root / 'partial' / f"{stage}-{key}.{os.getpid()}"
-        shutil.rmtree(tmp, ignore_errors=True)
-        try:
-            try: tmp.mkdir(parents=True)
-            except OSError as e: raise EdcError(f"cannot write into {self.root}: {os.strerror(e.errno).lower()}") from None
-            yield tmp
-            files = {str(p.relative_to(tmp)): p.stat().st_size for p in sorted(tmp.rglob('*')) if p.is_file()}
-            write_json(tmp / 'manifest.json', dict(schema=SCHEMA, stage=stage, key=key, files=files, **manifest))
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            try: os.rename(tmp, folder)
-            except OSError:
-                if not folder.is_dir(): raise        # else a twin process was faster; the content is the same, and others may be reading it
-        finally: shutil.rmtree(tmp, ignore_errors=True)
-        self._sweep(f"{stage}-{key}.")
+        with _filled(tmp, self.path(stage, key), dict(stage=stage, key=key) | manifest): yield tmp
+        _sweep(self.root / 'partial', f"{stage}-{key}")
 
-    def _sweep(self, name): # what dead processes left of a stage that is finished now
-        for p in (self.root / 'partial').glob('*'):
-            if m := re.fullmatch(r'\.?' + re.escape(name) + r'(?:pt\.)?(\d+)(\..*tmp)?', p.name):
-                try: os.kill(int(m[1]), 0)
-                except ProcessLookupError: shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
-                except OSError: pass
+# %% ../../nbs/reference/files.ipynb #56b305cf
+class Artefact:
+    "A stage's result: a subclass names its file, and has `write(path)` and a static `read(path, device)`."
+    FILE = ''
+
+    def save(self, folder):
+        "Write into a folder."
+        self.write(Path(folder) / self.FILE)
+
+    @classmethod
+    def load(cls, folder, run=None):
+        "Read from a folder, tensors onto the run's device."
+        return cls.read(Path(folder) / cls.FILE, run.device if run else 'cpu')

@@ -26,11 +26,16 @@ def new_axes(
     shape=None,            # `(rows, columns)` of axes; None for one
     **how,                 # what `plt.subplots` takes besides, e.g. `sharey=True`
 ):
-    """The axes given, or new ones in the house's style: one, or an array `[rows, columns]` where a shape is asked for."""
+    "The axes given, or new ones in this look: one, or an array `[rows, columns]` where a shape is given."
     if ax is not None: return ax
+    import matplotlib
     import matplotlib.pyplot as plt
+    how = dict(figsize=size, squeeze=shape is None, layout='constrained') | how
     with plt.rc_context(STYLE):
-        return plt.subplots(*(shape or (1, 1)), figsize=size, squeeze=shape is None, layout='constrained', **how)[1]
+        axes = plt.subplots(*(shape or (1, 1)), **how)[1]
+        interactive = plt.isinteractive()
+    matplotlib.interactive(interactive)      # a notebook's first figure switches it on, and the context switches it off
+    return axes
 
 def add_legend(
     ax,         # axes whose lines have labels
@@ -39,19 +44,33 @@ def add_legend(
     "A legend without a frame, in the ink of the axes."
     return ax.legend(**dict(frameon=False, fontsize=7.5, labelcolor=INK) | how)
 
+# %% ../../nbs/reference/plotting.ipynb #671e7e92
+def _mosaic(rows, gap): # uint8 [n, 3, S, S] for each row -> RGBA bytes [rows * (S + gap), columns * (S + gap), 4]
+    n, size = max(map(len, rows)), rows[0].shape[-1]
+    cells = torch.zeros(len(rows), n, 4, size + gap, size + gap, dtype=torch.uint8)
+    for cell, images in zip(cells, rows):
+        cell[:len(images), :3, :size, :size] = images.cpu()
+        cell[:len(images), 3, :size, :size] = 255
+    return cells.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
+
+def _side(n, rows, pixels): # of a picture in inches: as wished, less where the page is full, but 48 pixels at least
+    return max(48 / STYLE['figure.dpi'], min(pixels / 75, 9 / n, 24 / rows))
+
 # %% ../../nbs/reference/plotting.ipynb #a7170151
 def image_rows(
     rows:dict,      # what stands at the left of a row -> its images, uint8 [n, 3, S, S]
-    ax=None,        # matplotlib axes
-    pixels=44,      # height of a row, in 75ths of an inch
+    ax=None,        # matplotlib axes; None makes a figure
+    pixels=48,      # side of a picture, in 75ths of an inch; less where many would not fit, but 48 pixels at least
 ):
     "Draw named rows of images of one size; returns the axes."
-    n, size = max(len(r) for r in rows.values()), next(iter(rows.values())).shape[-1]
+    names, images = [str(name)[:24] for name in rows], list(rows.values())
+    n, size = max(map(len, images)), images[0].shape[-1]
     gap = max(1, size // 16)
-    grid = torch.full((len(rows), n, 3, size + gap, size + gap), 255, dtype=torch.uint8)
-    for place, images in zip(grid, rows.values()): place[:len(images), :, :size, :size] = images.cpu()
-    ax = new_axes(ax, size=(min(10, n * pixels / 75 + 1.2), min(24, len(rows) * pixels / 75)))
-    ax.imshow(grid.permute(0, 3, 1, 4, 2).reshape(len(rows) * (size + gap), n * (size + gap), 3).numpy(), interpolation='nearest')
-    ax.set_xticks([]); ax.set_yticks([r * (size + gap) + size / 2 for r in range(len(rows))], [str(name)[:24] for name in rows], fontsize=8)
-    ax.tick_params(length=0); ax.spines[:].set_visible(False)
+    side, label = _side(n, len(rows), pixels) * (size + gap) / size, .09 * max(map(len, names)) + .2
+    ax = new_axes(ax, size=(n * side + label, len(rows) * side + .1))
+    ax.imshow(_mosaic(images, gap), interpolation='nearest')
+    ax.set_xticks([])
+    ax.set_yticks([row * (size + gap) + size / 2 for row in range(len(rows))], names, fontsize=8, parse_math=False)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
     return ax

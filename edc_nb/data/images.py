@@ -6,6 +6,7 @@
 __all__ = ['ImageSet', 'StreamSet', 'draw_per_class', 'draw_proportionally', 'sample_per_class', 'Dataset']
 
 # %% ../../nbs/reference/images.ipynb #eaf0bcfd
+import contextlib
 import hashlib
 import json
 import numpy as np
@@ -22,30 +23,41 @@ def _steps(n, order, batch_size): # the indices of each batch
     order = torch.arange(n) if order is None else torch.as_tensor(order)
     return order.split(batch_size) if len(order) else ()
 
-class ImageSet:
-    "Labelled square images in memory: `images` uint8 `[N, 3, S, S]` and `labels` int64 `[N]` on the same device."
+def _check_images(images, labels): # `EdcError` for what cannot be a set of images
+    good = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
+    if not good or images.shape[2] != images.shape[3] or len(images) != len(labels):
+        raise EdcError(f"images: got {images.dtype} {list(images.shape)} with {len(labels)} labels, "
+                       "expected torch.uint8 [N, 3, S, S] with N labels")
+
+# %% ../../nbs/reference/images.ipynb #68626de6
+class _InMemory: # images and labels on one device
     streamed = False
     def __init__(self,
         images,      # uint8 tensor [N, 3, S, S]
         labels,      # int64 tensor [N]; moved to the images' device
     ):
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or len(images) != len(labels):
-            raise EdcError(f"images: got {images.dtype} {list(images.shape)} with {len(labels)} labels, expected torch.uint8 [N, 3, S, S] with N labels")
+        _check_images(images, labels)
         self.images, self.labels = images, torch.as_tensor(labels, dtype=torch.int64).to(images.device)
 
     def __len__(self): return len(self.images)
-    def __repr__(self): return f"ImageSet: {len(self):,} images of {self.size} px on {self.device}"
+    def __repr__(self): return f"{type(self).__name__}: {len(self):,} images of {self.size} px on {self.device}"
+
     @property
-    def size(self): "Side in pixels."; return self.images.shape[-1]
+    def size(self): return self.images.shape[-1]       # side in pixels
+
     @property
-    def device(self): "Where the images lie."; return self.images.device
+    def device(self): return self.images.device        # where the images lie
 
     def to(self,
         device,      # e.g. `'cuda'`
     ):
         "The same set on another device."
-        return self if torch.device(device) == self.device else ImageSet(self.images.to(device), self.labels.to(device))
+        if torch.device(device) == self.device: return self
+        return type(self)(self.images.to(device), self.labels.to(device))
 
+# %% ../../nbs/reference/images.ipynb #c6b01271
+class ImageSet(_InMemory):
+    "Labeled square images in memory: `images` uint8 `[N, 3, S, S]` and `labels` int64 `[N]` on the same device."
     def subset(self,
         indices,     # int64 tensor of any length, in any order
     ):
@@ -63,19 +75,36 @@ class ImageSet:
         order=None,       # int64 indices to walk through, by default all in turn
         device=None,      # where images and labels go, by default the set's device
     ):
-        "Yields `(indices, images uint8 [B, 3, S, S], labels [B])`; do not write into the images, without an order they are views."
+        "Yields `(indices, images uint8 [B, 3, S, S], labels [B])`; images without an order are views, do not write."
         device = self.device if device is None else torch.device(device)
-        steps = _steps(len(self), order, batch_size)
-        for n, idx in enumerate(steps):
+        for n, idx in enumerate(_steps(len(self), order, batch_size)):
             here = slice(n * batch_size, n * batch_size + len(idx)) if order is None else idx.to(self.device)
             yield idx, self.images[here].to(device, non_blocking=True), self.labels[here].to(device, non_blocking=True)
 
+# %% ../../nbs/reference/images.ipynb #6ff86650
+def _submit(stream, pool, idx, pinned): # starts decoding one batch: its images, not filled yet, and the jobs
+    images = torch.empty(len(idx), 3, stream.size, stream.size, dtype=torch.uint8, pin_memory=pinned)
+    rows, out = stream.rows[idx.cpu().numpy()].tolist(), images.numpy()
+    step = max(1, min(16, -(-len(idx) // stream.workers)))
+    return images, [pool.submit(decode_some, stream.source, rows[i:i + step], stream.size, out[i:i + step])
+                    for i in range(0, len(idx), step)]
+
+def _decoded(stream, steps, pinned): # yields the images of each step, in turn, while the next ones are decoded
+    pool, waiting = worker_pool(stream.workers), deque()
+    try:
+        for n in range(len(steps)):
+            while len(waiting) < 3 and n + len(waiting) < len(steps):
+                waiting.append(_submit(stream, pool, steps[n + len(waiting)], pinned))
+            images, jobs = waiting.popleft()
+            raise_bad([bad for job in jobs for bad in job.result()], len(images))
+            yield images
+    finally: pool.shutdown(wait=False, cancel_futures=True)      # also where the reader leaves early
+
 # %% ../../nbs/reference/images.ipynb #b6c33b80
-class StreamSet:
-    "Labelled square images that are decoded when they are asked for; the methods are those of `ImageSet`."
+class _OnDisk: # which images of a source, at what size
     streamed = True
     def __init__(self,
-        source,           # where the encoded images lie: anything with `read(i)` (bytes of image i) and `where(i)` (its name)
+        source,           # where the encoded images lie: anything with `read(i)` (its bytes) and `where(i)` (its name)
         rows,             # which images of the source, int64 [N]
         labels,           # their labels, int64 [N]
         size:int,         # side in pixels
@@ -87,67 +116,74 @@ class StreamSet:
         self.workers = workers or max(1, min(8, usable_cores() - 1))
 
     def __len__(self): return len(self.rows)
-    def __repr__(self): return f"StreamSet: {len(self):,} images, decoded at {self.size} px for {self.device} (threads: {self.workers})"
+    def __repr__(self):
+        how = f"decoded at {self.size} px for {self.device} (threads: {self.workers})"
+        return f"{type(self).__name__}: {len(self):,} images, {how}"
 
+# %% ../../nbs/reference/images.ipynb #ef3037f5
+class _Rearranged(_OnDisk): # the same images elsewhere, or some of them
     def to(self,
         device,      # e.g. `'cuda'`
     ):
         "The same set with batches on another device."
-        return StreamSet(self.source, self.rows, self.labels, self.size, self.workers, device)
+        return type(self)(self.source, self.rows, self.labels, self.size, self.workers, device)
 
     def subset(self,
         indices,     # int64 tensor of any length, in any order
     ):
         "A set of some of the images, in the order of `indices`; still streamed."
         idx = torch.as_tensor(indices)
-        return StreamSet(self.source, self.rows[idx.cpu().numpy()], self.labels[idx.to(self.device)], self.size, self.workers, self.device)
+        rows, labels = self.rows[idx.cpu().numpy()], self.labels[idx.to(self.device)]
+        return type(self)(self.source, rows, labels, self.size, self.workers, self.device)
 
+# %% ../../nbs/reference/images.ipynb #8041f157
+class StreamSet(_Rearranged):
+    "Labeled square images that are decoded when they are asked for; the methods are those of `ImageSet`."
     def batch(self,
         indices,     # int64 tensor [B]
     ):
         "Images uint8 `[B, 3, S, S]`, decoded now, on the set's device."
-        idx = torch.as_tensor(indices)
-        return next(self.batches(max(1, len(idx)), idx))[1] if len(idx) else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8, device=self.device)
-
-    def _submit(self, pool, idx, pinned): # starts decoding one batch
-        images = torch.empty(len(idx), 3, self.size, self.size, dtype=torch.uint8, pin_memory=pinned)
-        rows, out, step = self.rows[idx.cpu().numpy()].tolist(), images.numpy(), max(1, min(16, -(-len(idx) // self.workers)))
-        return images, [pool.submit(decode_some, self.source, rows[i:i + step], self.size, out[i:i + step]) for i in range(0, len(idx), step)]
+        none = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8, device=self.device)
+        return next((x for _, x, _ in self.batches(max(1, len(indices)), indices)), none)
 
     def batches(self,
         batch_size:int,   # images per batch; the last batch may be smaller
         order=None,       # int64 indices to walk through, by default all in turn
         device=None,      # where images and labels go, by default the set's device
     ):
-        "Yields `(indices, images uint8 [B, 3, S, S], labels [B])` in order, decoding ahead; raises `EdcError` at an unreadable image."
+        "Yields `(indices, images uint8 [B, 3, S, S], labels [B])`, decoding ahead; unreadable images raise `EdcError`."
         device = self.device if device is None else torch.device(device)
         steps = _steps(len(self), order, batch_size)
-        pool, ahead = worker_pool(self.workers), deque()
-        try:
-            for n in range(len(steps)):
-                while len(ahead) < 3 and n + len(ahead) < len(steps):
-                    ahead.append(self._submit(pool, steps[n + len(ahead)], device.type == 'cuda'))
-                images, jobs = ahead.popleft()
-                raise_bad([b for job in jobs for b in job.result()], len(images))
-                labels = self.labels[steps[n].to(self.device)]
-                yield steps[n], images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        finally: pool.shutdown(wait=False, cancel_futures=True)
+        with contextlib.closing(_decoded(self, steps, device.type == 'cuda')) as decoded:
+            for idx, images in zip(steps, decoded):
+                labels = self.labels[idx.to(self.device)]
+                yield idx, images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 # %% ../../nbs/reference/images.ipynb #dfa450d1
-def _by_class_shuffled(labels, classes, generator): # (shuffled indices grouped by class, first position of each class, size of each class)
+def _by_class_shuffled(labels, classes, generator): # (shuffled indices by class, each class's first position, its size)
     perm = torch.randperm(len(labels), generator=generator)
     order = perm[labels[perm].argsort(stable=True)]
     counts = torch.bincount(labels, minlength=classes)
     return order, counts.cumsum(0) - counts, counts
 
-def draw_per_class(labels, take, generator): # boolean mask with take[c] random images of class c
+def draw_per_class(
+    labels,          # int64 labels [N]
+    take,            # how many of each class, int64 [C]; a class that has fewer gives all
+    generator,       # CPU `torch.Generator`
+) -> torch.Tensor:
+    "Boolean mask `[N]` of `take[c]` random images of each class `c`."
     order, first, counts = _by_class_shuffled(labels, len(take), generator)
     rank = torch.arange(len(labels)) - first.repeat_interleave(counts)
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[order[rank < take.repeat_interleave(counts)]] = True
     return mask
 
-def draw_proportionally(counts, n): # n images shared out in proportion to the classes (largest remainders); each class keeps one
+# %% ../../nbs/reference/images.ipynb #971fb90f
+def draw_proportionally(
+    counts,          # images of each class, int64 [C]
+    n:int,           # images to take
+) -> torch.Tensor:
+    "How many to take of each class, `[C]`: in proportion (largest remainders), and each class keeps one."
     exact = (counts - 1).double() * n / (counts - 1).sum()
     take = exact.floor().long()
     take[(exact - take).argsort(descending=True, stable=True)[:n - int(take.sum())]] += 1
@@ -161,9 +197,9 @@ def sample_per_class(
     replacement:bool=False,# an image may be drawn more than once
     classes=None,          # class names for the error message
 ) -> torch.Tensor:
-    """CPU indices `[C * k]` of `k` random images of every class, class after class.
+    """CPU indices `[C * k]` of `k` random images of every class, class after class; the same on every device.
 
-    Without replacement a class with fewer than `k` images raises `EdcError`. The draw is the same on every device."""
+    Without replacement a class with fewer than `k` images raises `EdcError`."""
     labels = labels.cpu()
     order, first, counts = _by_class_shuffled(labels, int(labels.max()) + 1, generator)
     c = int(counts.argmin())
@@ -171,8 +207,8 @@ def sample_per_class(
         name = f"class {c}" + (f" ({classes[c]})" if classes is not None else '')
         more = "" if replacement else "; give fewer, or draw with initialize.replacement=true"
         raise EdcError(f"ipc: got {k}, but {name} has {int(counts[c])} training images{more}")
-    if replacement: at = (torch.rand(len(counts), k, generator=generator, dtype=torch.float64) * counts[:, None]).long()
-    else: at = torch.arange(k).expand(len(counts), k)
+    at = torch.arange(k).expand(len(counts), k)
+    if replacement: at = (torch.rand(at.shape, generator=generator, dtype=torch.float64) * counts[:, None]).long()
     return order[(first[:, None] + at).flatten()]
 
 # %% ../../nbs/reference/images.ipynb #4bffd9ec
@@ -182,54 +218,16 @@ def _content(classes, train, test): # hash of a dataset's content
         n, size = len(part), part.size
         h.update(part.labels.cpu().numpy().astype('<i8').tobytes())
         order = None if n * 3 * size**2 <= 2**30 else torch.linspace(0, n - 1, 512, dtype=torch.float64).long()
-        for _, images, _ in part.batches(max(1, 2**22 // size**2), order, 'cpu'): h.update(np.ascontiguousarray(images.numpy()))
+        for _, images, _ in part.batches(max(1, 2**22 // size**2), order, 'cpu'):
+            h.update(np.ascontiguousarray(images.numpy()))
     return h.hexdigest()[:12]
 
-# %% ../../nbs/reference/images.ipynb #6083471d
-class _Shown: # the table and the picture of a `Dataset`
-    def describe(self):
-        "A DataFrame with a row per class: its name, training and test images."
-        import pandas as pd
-        counts = {k: torch.bincount(getattr(self, k).labels, minlength=self.num_classes).tolist() for k in ('train', 'test')}
-        return pd.DataFrame({'class': self.classes, **counts}).rename_axis('label')
+def _with_hash(dataset, known): # the dataset, its hash not computed again where it is known
+    if known: dataset.__dict__['hash'] = known
+    return dataset
 
-    def show(self,
-        n:int=10,          # images per class
-        classes=None,      # labels to show, by default the first ten
-        split:str='train', # `'train'` or `'test'`
-        ax=None,           # matplotlib axes
-    ):
-        "The first `n` images of each class, one row per class; returns the axes."
-        part = getattr(self, one_of('split', split, ('train', 'test')))
-        rows = range(min(10, self.num_classes)) if classes is None else classes
-        return image_rows({str(self.classes[c]): part.batch((part.labels == c).nonzero().flatten()[:n]) for c in rows}, ax)
-
-# %% ../../nbs/reference/images.ipynb #800a11ce
-@dataclass(eq=False)
-class Dataset(_Shown):
-    "Training and test images with names, normalisation and provenance."
-    name:str           # how recipes call it
-    train:ImageSet     # or a `StreamSet`
-    test:ImageSet      # images that no stage looks at before the end; may be empty
-    classes:list       # names, in label order
-    mean:tuple         # per channel, of pixels from 0 to 1
-    std:tuple          # per channel
-    info:dict = field(default_factory=dict)  # source, split, counts, skipped, notes, normalisation, licence, citation
-    origin:str = None  # the path it was opened from, if one was given
-
-    @property
-    def num_classes(self): "C."; return len(self.classes)
-    @property
-    def size(self): "Side of the images in pixels."; return self.train.size
-    @cached_property
-    def hash(self): "Hash of classes, labels, size and pixels; the same on every device."; return _content(self.classes, self.train, self.test)
-
-    @cached_property
-    def by_class(self):
-        "The indices of the training images of each class: C int64 tensors on the labels' device."
-        labels = self.train.labels
-        return list(labels.argsort(stable=True).split(torch.bincount(labels, minlength=self.num_classes).tolist()))
-
+# %% ../../nbs/reference/images.ipynb #536a5266
+class _Normalized: # pixels and what networks see, by `mean` and `std`
     def _per_channel(self, x): # mean and deviation in the shape, type and place of x
         return (torch.tensor(v, device=x.device, dtype=x.dtype).view(3, 1, 1) for v in (self.mean, self.std))
 
@@ -242,20 +240,77 @@ class Dataset(_Shown):
         return (x - mean) / std
 
     def denormalize(self,
-        x,               # normalised float [*, 3, S, S]
+        x,               # normalized float [*, 3, S, S]
     ):
         "The inverse of `normalize`: float pixels, from 0 to 1 where they were valid."
         mean, std = self._per_channel(x)
         return x * std + mean
+
+# %% ../../nbs/reference/images.ipynb #6083471d
+class _Shown: # the table and the picture of a `Dataset`
+    def describe(self):
+        "A DataFrame with a row per class: its name, training and test images."
+        import pandas as pd
+        counts = {split: torch.bincount(getattr(self, split).labels, minlength=self.num_classes).tolist()
+                  for split in ('train', 'test')}
+        return pd.DataFrame({'class': self.classes, **counts}).rename_axis('label')
+
+    def show(self,
+        n:int=10,          # images per class
+        classes=None,      # labels to show, by default the first ten
+        split:str='train', # `'train'` or `'test'`
+        ax=None,           # matplotlib axes
+    ):
+        "The first `n` images of each class, one row per class; returns the axes."
+        part = getattr(self, one_of('split', split, ('train', 'test')))
+        shown = range(min(10, self.num_classes)) if classes is None else classes
+        members = {c: (part.labels == c).nonzero().flatten()[:n] for c in shown}
+        return image_rows({str(self.classes[c]): part.batch(i) for c, i in members.items()}, ax)
+
+# %% ../../nbs/reference/images.ipynb #800a11ce
+@dataclass(eq=False)
+class _Content(_Normalized, _Shown): # what a `Dataset` holds
+    name:str           # how recipes call it
+    train:ImageSet     # or a `StreamSet`
+    test:ImageSet      # images that no stage looks at before the end; may be empty
+    classes:list       # names, in label order
+    mean:tuple         # per channel, of pixels from 0 to 1
+    std:tuple          # per channel
+    info:dict = field(default_factory=dict)  # source, split, counts, skipped, notes, normalisation, licence, citation
+    origin:str = None  # the path it was opened from, if one was given
+
+    @property
+    def num_classes(self):
+        "C."
+        return len(self.classes)
+
+    @property
+    def size(self):
+        "Side of the images in pixels."
+        return self.train.size
+
+# %% ../../nbs/reference/images.ipynb #16c571ba
+class Dataset(_Content):
+    "Training and test images with names, normalization and provenance."
+    @cached_property
+    def hash(self):
+        "Hash of classes, labels, size and pixels; the same on every device."
+        return _content(self.classes, self.train, self.test)
+
+    @cached_property
+    def by_class(self):
+        "The indices of the training images of each class: C int64 tensors on the labels' device."
+        counts = torch.bincount(self.train.labels, minlength=self.num_classes).tolist()
+        return list(self.train.labels.argsort(stable=True).split(counts))
 
     def to(self,
         device,          # e.g. `'cuda'`
     ):
         "The same dataset with both sets on another device."
         new = replace(self, train=self.train.to(device), test=self.test.to(device))
-        if 'hash' in vars(self): new.__dict__['hash'] = self.hash      # the content did not change
-        return new
+        return _with_hash(new, vars(self).get('hash'))
 
     def __repr__(self):
-        return (f"{self.name}: {self.num_classes} classes, {len(self.train):,} training and {len(self.test):,} test images of "
-                f"{self.size} px on {self.train.device}{', streamed' if self.train.streamed else ''} (hash {self.hash})")
+        counts = f"{self.num_classes} classes, {len(self.train):,} training and {len(self.test):,} test images"
+        where = f"{self.train.device}{', streamed' if self.train.streamed else ''}"
+        return f"{self.name}: {counts} of {self.size} px on {where} (hash {self.hash})"

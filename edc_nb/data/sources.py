@@ -22,24 +22,29 @@ from pathlib import Path
 from ..core.settings import EdcError
 
 # %% ../../nbs/reference/sources.ipynb #ecaa3be3
-def to_rgb(im): # any PIL image as upright RGB
+def _eight_bits(im): # an image of whole numbers from 0 to 65535 as gray bytes
+    values = np.asarray(im)
+    if im.mode == 'F' or values.min() < 0 or values.max() > 65535: raise ValueError('its pixels are not 8 or 16 bit')
+    return Image.fromarray((values / 257).round().astype(np.uint8))
+
+def to_rgb(
+    im,         # any PIL image
+):
+    "The image upright, RGB, 8 bits a channel, transparent parts laid over white."
     try: turned = im.getexif().get(0x0112, 1) != 1
-    except Exception: turned = False     # damaged EXIF says nothing about the pixels
+    except Exception: turned = False     # damaged EXIF has no say about the pixels
     if turned: im = ImageOps.exif_transpose(im)
-    if im.mode[0] in 'IF':
-        a = np.asarray(im)
-        if im.mode == 'F' or a.min() < 0 or a.max() > 65535: raise ValueError('its pixels are not 8 or 16 bit')
-        im = Image.fromarray((a / 257).round().astype(np.uint8))
+    if im.mode[0] in 'IF': im = _eight_bits(im)
     if im.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in im.info:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im if im.mode == 'RGB' else im.convert('RGB')
 
 # %% ../../nbs/reference/sources.ipynb #eaa9f184
-def _fit(im, size): # shorter side resized, centre cropped
+def _fit(im, size): # shorter side resized, center cropped
     w, h = im.size
     short, long = min(w, h), max(w, h)
-    if long > 8 * short:                 # a strip: its far ends are cropped anyway, and resizing them could fill the memory
+    if long > 8 * short:    # a strip: its far ends are cropped anyway, and resizing them could fill the memory
         im = ImageOps.fit(im, (min(w, 8 * short), min(h, 8 * short)), Image.Resampling.NEAREST)
         w, h = im.size
     to = 256 if size == 224 else size
@@ -51,125 +56,217 @@ def _fit(im, size): # shorter side resized, centre cropped
     return im.crop((left, top, left + size, top + size))
 
 # %% ../../nbs/reference/sources.ipynb #f5b1f03b
-_formats = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM')     # naming them saves Pillow a third of its time on small images
+_FORMATS = 'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM'    # naming them saves a third of the time on small images
 
-def open_image(blob): return Image.open(io.BytesIO(blob), formats=_formats)
+def open_image(
+    blob,            # an encoded image: bytes
+):
+    "The PIL image, not decoded yet; whatever Pillow raises goes through."
+    return Image.open(io.BytesIO(blob), formats=_FORMATS)
 
 def decode_image(
     blob,            # an encoded image: bytes
     size:int,        # side of the result in pixels
 ) -> np.ndarray:
-    "Bytes `[size, size, 3]` of an encoded image, upright, RGB, resized and cropped; whatever Pillow raises goes through."
+    "Bytes `[size, size, 3]`, upright, RGB, resized and cropped; whatever Pillow raises goes through."
     return np.asarray(_fit(to_rgb(open_image(blob)), size))
 
 # %% ../../nbs/reference/sources.ipynb #9ba9ea59
-class ImageFolder: # files below a folder
-    def __init__(self, root, names): self.root, self.names = Path(root), names
-    def __len__(self): return len(self.names)
-    def where(self, i): return str(self.root / self.names[i])
-    def read(self, i):
-        with open(self.root / self.names[i], 'rb') as f: return f.read()
+class ImageFolder:
+    "Files below a folder."
+    def __init__(self,
+        root,        # the folder
+        names,       # paths of the files, relative to it
+    ):
+        self.root, self.names = Path(root), names
 
-class ImageArchive: # members of uncompressed tar files or of a zip file
-    def __init__(self, files, names, which, offset, size, method):
-        self.files, self.names, self.method = [str(f) for f in files], names, np.array(method, np.int8)
-        self.which, self.offset, self.size = np.array(which, np.int32), np.array(offset, np.int64), np.array(size, np.int64)
     def __len__(self): return len(self.names)
-    def where(self, i): return f"{self.names[i]} in {self.files[self.which[i]]}"
+
+    def where(self, i):
+        "The path of image `i`."
+        return str(self.root / self.names[i])
+
     def read(self, i):
-        with open(self.files[self.which[i]], 'rb') as f:
-            f.seek(self.offset[i])
-            if self.method[i] >= 0:      # a zip member stands behind its own header, whose length is in that header
-                head = f.read(30)
-                f.seek(sum(struct.unpack('<HH', head[26:30])), 1)
-            blob = f.read(self.size[i])
-        return zlib.decompress(blob, -15) if self.method[i] == 8 else blob
+        "The bytes of image `i`."
+        return (self.root / self.names[i]).read_bytes()
+
+# %% ../../nbs/reference/sources.ipynb #0dbafca4
+class ImageArchive:
+    "Members of uncompressed tar files or of zip files, read in place."
+    def __init__(self,
+        files,       # paths of the archives
+        names,       # a name for each member
+        which,       # for each member the archive, an index into `files`
+        offset,      # where it begins: its bytes in a tar, its header in a zip
+        size,        # how many bytes are stored; -1 for all to the end of the file
+        method,      # -1 in a tar; in a zip 0 for stored and 8 for deflated
+    ):
+        self.files, self.names, self.method = [str(f) for f in files], names, np.array(method, np.int8)
+        self.which = np.array(which, np.int32)
+        self.offset, self.size = np.array(offset, np.int64), np.array(size, np.int64)
+
+    def __len__(self): return len(self.names)
+
+    def where(self, i):
+        "Member and archive of image `i`."
+        return f"{self.names[i]} in {self.files[self.which[i]]}"
+
+    def read(self, i):
+        "The bytes of image `i`."
+        return _read_member(self.files[self.which[i]], self.offset[i], self.size[i], self.method[i])
+
+# %% ../../nbs/reference/sources.ipynb #4f5a6e1a
+def _read_member(file, offset, size, method): # the bytes of a member of an archive
+    with open(file, 'rb') as f:
+        f.seek(offset)
+        if method >= 0:      # a zip's local header: 30 bytes, then a name and extra fields, whose lengths stand at 26
+            head = f.read(30)
+            f.seek(sum(struct.unpack('<HH', head[26:30])), 1)
+        blob = f.read(size)
+    return zlib.decompress(blob, -15) if method == 8 else blob
 
 # %% ../../nbs/reference/sources.ipynb #94f9b1bd
-class ParquetRows: # image column of parquet files; row groups are kept while they are in use
-    def __init__(self, files, column, keep=2**30):
-        import pyarrow.parquet as pq
-        self.files, self.column, self.keep = [str(f) for f in files], column, keep
-        self.groups, self.first, self.start = [], [], [0]
-        for n, f in enumerate(self.files):
-            meta = pq.read_metadata(f)
-            self.first.append(self.start[-1])
-            for g in range(meta.num_row_groups):
-                self.groups.append((n, g)); self.start.append(self.start[-1] + meta.row_group(g).num_rows)
-        self._lock, self._kept = threading.Lock(), OrderedDict()
+class _Groups: # row groups by number, loaded when they are asked for and kept while they fit
+    def __init__(self, load, limit): # load(k) -> list of Arrow arrays, or None in their place; limit in bytes
+        self.load, self.limit, self.lock, self.kept = load, limit, threading.Lock(), OrderedDict()
+
+    def bytes(self): return sum(arrays[0].nbytes for arrays in self.kept.values())
+
+    def __getitem__(self, k):
+        with self.lock:
+            if k not in self.kept:
+                self.kept[k] = self.load(k)
+                while len(self.kept) > 2 and self.bytes() > self.limit: self.kept.popitem(last=False)
+            self.kept.move_to_end(k)
+            return self.kept[k]
+
+# %% ../../nbs/reference/sources.ipynb #fa980adf
+def _row_groups(files): # (file and number of each group; where each starts, and the end; where each file starts)
+    import pyarrow.parquet as pq
+    places, start, first = [], [0], []
+    for file in files:
+        first.append(start[-1])
+        meta = pq.read_metadata(file)
+        for group in range(meta.num_row_groups):
+            places.append((file, group))
+            start.append(start[-1] + meta.row_group(group).num_rows)
+    return places, start, first
+
+def _read_group(file, group, column): # (encoded bytes, paths or None) of one row group, as Arrow arrays
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    cells = pa.concat_arrays(pq.ParquetFile(file).read_row_group(group, [column]).column(0).chunks)
+    if not pa.types.is_struct(cells.type): return cells, None
+    return cells.field('bytes'), cells.field('path') if cells.type.get_field_index('path') >= 0 else None
+
+def _read_cell(blobs, paths, row, folder): # the bytes of a row, from a file beside the table where it only names one
+    blob = blobs[row].as_py()
+    if blob is None and paths is not None and (path := paths[row].as_py()): blob = (folder / path).read_bytes()
+    return blob or b''
+
+# %% ../../nbs/reference/sources.ipynb #08fc8127
+class ParquetRows:
+    "The image column of parquet files: encoded bytes, or paths beside the file."
+    def __init__(self,
+        files,           # paths of the files
+        column,          # name of the image column
+        keep=2**30,      # bytes of row groups to keep in memory
+    ):
+        self.files = [str(f) for f in files]
+        self.places, self.start, self.first = _row_groups(self.files)
+        self.groups = _Groups(lambda k: _read_group(*self.places[k], column), keep)
 
     def __len__(self): return self.start[-1]
+
     def where(self, i):
+        "Row and file of image `i`."
         n = bisect.bisect_right(self.first, i) - 1
         return f"row {i - self.first[n]} of {self.files[n]}"
 
-    def _group(self, k): # (encoded bytes, paths) of one row group
-        import pyarrow as pa, pyarrow.parquet as pq
-        with self._lock:
-            if k not in self._kept:
-                n, g = self.groups[k]
-                col = pa.concat_arrays(pq.ParquetFile(self.files[n]).read_row_group(g, [self.column]).column(0).chunks)
-                nested = pa.types.is_struct(col.type)
-                self._kept[k] = (col.field('bytes') if nested else col,
-                                 col.field('path') if nested and col.type.get_field_index('path') >= 0 else None)
-                while len(self._kept) > 2 and sum(b.nbytes for b, _ in self._kept.values()) > self.keep: self._kept.popitem(last=False)
-            self._kept.move_to_end(k)
-            return self._kept[k]
-
     def read(self, i):
+        "The bytes of image `i`; empty where the row has none."
         k = bisect.bisect_right(self.start, i) - 1
-        blobs, paths = self._group(k)
-        blob = blobs[i - self.start[k]].as_py()
-        if blob is None and paths is not None and (path := paths[i - self.start[k]].as_py()):
-            blob = (Path(self.files[self.groups[k][0]]).parent / path).read_bytes()
-        return blob or b''
+        return _read_cell(*self.groups[k], i - self.start[k], Path(self.places[k][0]).parent)
 
 # %% ../../nbs/reference/sources.ipynb #ea19dd1a
-class DecodedImages: # decoded images, [N, H, W, 3] or [N, H, W]
-    def __init__(self, array, what): self.array, self.what = array, what
-    def __len__(self): return len(self.array)
-    def where(self, i): return f"image {i} of {self.what}"
-    def decode(self, i, size): return np.asarray(_fit(to_rgb(Image.fromarray(self.array[i])), size))
+class DecodedImages:
+    "Images that are pixels already."
+    def __init__(self,
+        array,       # bytes [N, H, W, 3] or [N, H, W]
+        what,        # what they are, for messages
+    ):
+        self.array, self.what = array, what
 
-def _decode(source, i, size): # bytes [size, size, 3] of image i of a source
-    return source.decode(i, size) if isinstance(source, DecodedImages) else decode_image(source.read(i), size)
+    def __len__(self): return len(self.array)
+
+    def where(self, i):
+        "A name of image `i`."
+        return f"image {i} of {self.what}"
+
+    def decode(self, i, size):
+        "Bytes `[size, size, 3]` of image `i`."
+        return np.asarray(_fit(to_rgb(Image.fromarray(self.array[i])), size))
 
 # %% ../../nbs/reference/sources.ipynb #25cb2c89
-def usable_cores(): # cores this process may use
+def usable_cores() -> int:
+    "How many cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-def worker_pool(workers): # decoding threads
+def worker_pool(
+    workers:int,     # how many threads
+) -> ThreadPoolExecutor:
+    "Threads for decoding."
     Image.init()                         # loads all formats now: while threads load them, Pillow can miss one
     return ThreadPoolExecutor(workers)
 
-def _why(e): # what Pillow or the system says, in a few words
-    if isinstance(e, UnidentifiedImageError): return f"it is not one of {', '.join(_formats)}"
+def _why(e): # what Pillow or the system reports, in a few words
+    if isinstance(e, UnidentifiedImageError): return f"it is not one of {', '.join(_FORMATS)}"
     return ' '.join(str(getattr(e, 'strerror', None) or e).split())[:100] or type(e).__name__
 
-def decode_some(source, rows, size, out): # fills out [n, 3, size, size]; returns [(where, why)] of what failed
+# %% ../../nbs/reference/sources.ipynb #f3ca86ab
+def decode_some(
+    source,          # where the images lie
+    rows,            # which of them
+    size:int,        # side in pixels
+    out,             # numpy bytes [n, 3, size, size] to fill
+) -> list:
+    "Fills `out`; a list of `(where, why)`, one for each image that cannot be read."
     bad = []
     for k, i in enumerate(rows):
-        try: out[k] = _decode(source, i, size).transpose(2, 0, 1)
+        try:
+            image = source.decode(i, size) if hasattr(source, 'decode') else decode_image(source.read(i), size)
+            out[k] = image.transpose(2, 0, 1)
         except Exception as e: bad.append((source.where(i), _why(e)))
     return bad
 
-def raise_bad(bad, n): # one sentence for unreadable images
-    if bad:
-        rest = f" ({len(bad):,} of {n:,} images cannot be read)" if len(bad) > 1 else ''
-        raise EdcError(f"unreadable image: {bad[0][0]}: {bad[0][1]}{rest}")
+def raise_bad(
+    bad:list,        # what `decode_some` returned
+    n:int,           # how many images were to be read
+):
+    "One `EdcError` for all unreadable images; nothing where there are none."
+    if not bad: return
+    rest = f" ({len(bad):,} of {n:,} images cannot be read)" if len(bad) > 1 else ''
+    raise EdcError(f"unreadable image: {bad[0][0]}: {bad[0][1]}{rest}")
 
 # %% ../../nbs/reference/sources.ipynb #d7d19b5a
-def load_images(source, rows, size, workers=None, progress=True): # uint8 tensor [N, 3, size, size] of some rows of a source
+def load_images(
+    source,              # where the images lie
+    rows,                # which of them
+    size:int,            # side in pixels
+    workers:int=None,    # decoding threads; by default one per core, at most 8
+    progress:bool=True,  # show a bar when more than 5,000 images are read
+) -> torch.Tensor:
+    "Some images of a source, uint8 `[N, 3, size, size]`; an unreadable one raises `EdcError`."
     from tqdm.auto import tqdm
-    rows = np.asarray(rows).tolist()
+    rows, step, bad = np.asarray(rows).tolist(), 64, []
     images = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
-    out, step, bad = images.numpy(), 64, []
-    with worker_pool(workers or min(8, usable_cores())) as pool:
-        jobs = [pool.submit(decode_some, source, rows[i:i + step], size, out[i:i + step]) for i in range(0, len(rows), step)]
-        with tqdm(total=len(rows), desc='reading images', unit=' images', unit_scale=True, leave=False,
-                  disable=not progress or len(rows) <= 5000) as bar:
-            for job in jobs:
-                bad += job.result()
-                bar.update(min(step, len(rows) - bar.n))
+    out, silent = images.numpy(), not progress or len(rows) <= 5000
+    how = dict(desc='reading images', unit=' images', unit_scale=True, leave=False, disable=silent)
+    with worker_pool(workers or min(8, usable_cores())) as pool, tqdm(total=len(rows), **how) as bar:
+        jobs = [pool.submit(decode_some, source, rows[i:i + step], size, out[i:i + step])
+                for i in range(0, len(rows), step)]
+        for job in jobs:
+            bad += job.result()
+            bar.update(min(step, len(rows) - bar.n))
     raise_bad(bad, len(rows))
     return images

@@ -276,7 +276,7 @@ def gradient_study(
     todo, frames = [(m, i) for m in models for i in range(seeds)], []
     with run.bar(None, 'gradients', total=len(todo)) as bar:
         for model, init in todo:
-            key = content_hash([scale, d.hash, [sets[m].chain.synthetic_key() for m in methods], list(methods), model, init, list(labels), list(sizes), draws, pool, bn])
+            key = content_hash([scale, d.hash, [sets[m].chain.keys.synthetic() for m in methods], list(methods), model, init, list(labels), list(sizes), draws, pool, bn])
             frames += kept_rows(Path(out) / 'parts' / f"{key}.json", lambda: _one_init(model, init, d, sets, say, labels, sizes, draws, pool, bn, run))
             bar.update(); bar.set_postfix(cosine=f"{frames[-1]['cosine']:.3f}")
     return described(pd.DataFrame(frames), r, d, methods=list(methods), draws=draws, pool=pool, bn=bn)

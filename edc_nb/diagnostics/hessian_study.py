@@ -92,7 +92,7 @@ def hessian_study(
         for seed, arm, r in bar:
             part = out / f"part-{content_hash(dict(recipe=r.hash, data=dataset.hash, seed=seed, at=sorted(at), probes=probes))}.json"
             if not part.exists():
-                observers = observers or chain.matchers()
+                observers = observers or chain.observers()
                 start = initialize(dataset, r.initialize, ipc, seed=seed, run=chain.run, observers={r.initialize.observer: chain.observer(r.initialize.observer)[0]} if r.initialize.method == 'rded' else {})
                 watch = HessianWatch(observers, start.labels.to(run.device), r.matching, r.synthesize, at=at, probes=probes, seed=seed)
                 if 0 in at and (key := (seed, content_hash(r.matching.__dict__))) in begun: watch.rows += begun[key]
@@ -149,8 +149,8 @@ def student_at_end(
 ) -> tuple:
     "`(model in eval mode, list of the last epoch's Batches, loss(logits, batch))`."
     old, r = c.chain, c.recipe.replace(changes or {})
-    chain = Chain(r, old.dataset, old.store, old.run, old.seed, old.weights, old.given)
-    chain._observers = old._observers
+    chain = Chain(r, old.dataset, old.store, old.run, old.seed, old.weights, old.imported)
+    chain.networks_in_memory = old.networks_in_memory
     _, where = chain.student(seed)
     model = load_weights(where / 'student.safetensors', r.evaluate.student, old.dataset.num_classes, old.dataset.size)[0].to(old.run.device).eval()
     stream = chain.stream(c.images, c.labels, seed)

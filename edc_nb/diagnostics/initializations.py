@@ -29,12 +29,12 @@ def start_key(
     seed:int,       # of start and crops
 ) -> str:
     "Under which name the study keeps a synthesis."
-    return f"{r.initialize.method}-{r.synthesize.iterations}-{seed}-" + content_hash([chain.data_key, r.ipc, overrides(r.matching), overrides(r.synthesize), overrides(r.initialize), [chain.observer_key(o) for o in r.synthesize.observers]])[:8]
+    return f"{r.initialize.method}-{r.synthesize.iterations}-{seed}-" + content_hash([chain.keys.data, r.ipc, overrides(r.matching), overrides(r.synthesize), overrides(r.initialize), [chain.keys.observer(o) for o in r.synthesize.observers]])[:8]
 
 def synthesis_from(
     r,                       # the recipe
     chain:Chain,             # whose observers and data
-    observers:list,          # its `matchers()`
+    observers:list,          # its `observers()`
     folder,                  # where the result is kept
     seed:int=0,              # of start and crops; the observers stay the same
 ) -> Synthetic:
@@ -46,7 +46,7 @@ def synthesis_from(
         start = initialize(chain.dataset, r.initialize, r.ipc, seed=seed, run=chain.run, observers=seeing)
         synthesize(start, observers, chain.dataset, r.synthesize, r.matching, r.bilevel, seed=seed, run=chain.run, checkpoint=ck).save(path)
         ck.clear()
-    return Synthetic.load(path)
+    return Synthetic.read(path)
 
 def start_recipe(
     scale:str,          # 'full', 'subset' or 'tiny'
@@ -80,7 +80,7 @@ def initialization_study(
     r = recipes[iterations[0], starts[0]]
     d = (dataset if isinstance(dataset, Dataset) else open_dataset(r.data, dataset, progress=progress)).to(run.device)
     chain = Chain(r, d, Store(store or out / 'store'), run)
-    observers, todo, frames = chain.matchers(), [(n, s, m) for n in iterations for s in range(seeds if n == iterations[0] else 1) for m in starts], []
+    observers, todo, frames = chain.observers(), [(n, s, m) for n in iterations for s in range(seeds if n == iterations[0] else 1) for m in starts], []
     out.mkdir(parents=True, exist_ok=True)
     with run.bar(None, 'initialization', total=len(todo)) as bar:
         for n, s, m in todo:

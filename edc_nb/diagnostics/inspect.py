@@ -68,7 +68,7 @@ def inspect_study(
     store = Store(store or out / 'store')
     d = (dataset if isinstance(dataset, Dataset) else open_dataset(recipes['edc'].data, dataset, progress=progress)).to(run.device)
     chain = Chain(recipes['edc'], d, store, run)
-    observers = chain.matchers()
+    observers = chain.observers()
     every = d.train.batch(torch.arange(len(d.train)))
     real = {o.name: image_features(every, o.model, d, run=run) for o in observers}
     def sets():

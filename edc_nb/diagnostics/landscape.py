@@ -182,7 +182,7 @@ def trained_student(
 ) -> tuple:
     "`(network in eval mode, StudentResult)`, trained once and kept in the set's store."
     old = c.chain
-    chain = Chain(old.r.replace(changes or {}), old.dataset, old.store, old.run, old.seed, old.weights, old.given)
+    chain = Chain(old.recipe.replace(changes or {}), old.dataset, old.store, old.run, old.seed, old.weights, old.imported)
     result, folder = chain.student(seed)
     return to_device(load_weights(folder / 'student.safetensors', result.student, old.dataset.num_classes, old.dataset.size)[0], old.run).eval(), result
 
@@ -224,7 +224,7 @@ def landscape_study(
     how = dict(radius=radius, points=points, vectors=vectors, buffers=buffers, calibration=views['condensed'][0]) | ({} if plane else dict(directions=directions))
     with run.bar(None, 'landscape', total=len(todo)) as bar:
         for m, z, e, s in todo:
-            key = content_hash(['smoothing', c.chain.synthetic_key(), c.chain.label_key(s), m, z, e, s, plane, images] + [v for k, v in how.items() if k != 'calibration'])
+            key = content_hash(['smoothing', c.chain.keys.synthetic(), c.chain.keys.labels(s), m, z, e, s, plane, images] + [v for k, v in how.items() if k != 'calibration'])
             rows = kept_rows(Path(out) / 'parts' / f"{key}.json", lambda: _one_student(c, m, z, e, s, views, how, plane))
             frames += [dict(model=m, arm=_arm(z, e), zeta=z, ema=e, seed=s) | row for row in rows]
             bar.update(); bar.set_postfix(loss=f"{frames[-1]['loss']:.3f}")

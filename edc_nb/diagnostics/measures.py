@@ -58,7 +58,7 @@ def _views(images, dataset, run, batch=250): # normalised images, by batches, on
 def statistic_gaps(
     images:torch.Tensor,       # uint8 [N, 3, S, S], or floats in [0, 1]
     labels:torch.Tensor,       # int64 [N]
-    observers:list,            # `Observer`s, e.g. `chain.matchers()`
+    observers:list,            # `Observer`s, e.g. `chain.observers()`
     dataset:Dataset,           # the real data, for normalisation and class names
     *,
     run:Runtime=Runtime(),     # where to compute, and whether to show progress

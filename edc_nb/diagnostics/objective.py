@@ -54,11 +54,11 @@ class SynthesisLoss:
         return match + self.m.ce_weight * F.cross_entropy(logits, self.labels) if self.ce else match
 
 def synthesis_loss(
-    chain,                                     # a `pipeline.Chain`, or a list of `Observer`s as `chain.matchers()` gives
+    chain,                                     # a `pipeline.Chain`, or a list of `Observer`s as `chain.observers()` gives
     labels:torch.Tensor,                       # [B] classes of the images
     m:MatchingSettings=None,                   # Eq. 5; None takes the chain's
     **kw,                                      # `ce`, `matching`, `crop`, `s`, `dtype` of `SynthesisLoss`
 ) -> dict:
     "Observer's name -> `SynthesisLoss`, a pure function of the images."
-    if isinstance(chain, Chain): m, kw, chain = m or chain.r.matching, dict(s=chain.r.synthesize) | kw, chain.matchers()
+    if isinstance(chain, Chain): m, kw, chain = m or chain.recipe.matching, dict(s=chain.recipe.synthesize) | kw, chain.observers()
     return {o.name: SynthesisLoss(o, labels, m or MatchingSettings(), **kw) for o in chain}

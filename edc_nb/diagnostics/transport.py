@@ -37,7 +37,7 @@ def relative_transport(
 STARTS = ('noise', 'class mean', 'real', 'rded', 'rded 2x2', 'herding', 'k-centre')
 
 def _start(name, chain, ipc, seed): # `Initial` of a start
-    s, d = chain.r.initialize, chain.dataset
+    s, d = chain.recipe.initialize, chain.dataset
     if name == 'class mean':
         x = torch.stack([d.normalize(d.train.batch(i).to(chain.run.device)).mean(0) for i in d.by_class])
         return Initial(x.repeat_interleave(ipc, 0), torch.arange(len(x)).repeat_interleave(ipc), torch.full((len(x) * ipc, 1), -1))

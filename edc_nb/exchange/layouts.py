@@ -230,7 +230,7 @@ def write_huggingface(
     _write_parquet(p.images, p.labels, p.classes, folder / 'data')
     for seed, labels in p.soft.items():
         meta = labels.meta | dict(images=p.about['images_hash'])      # whose labels they are
-        LabelStore(labels.tensors, labels.digests, meta).save(folder / f'labels-seed{seed}.safetensors')
+        LabelStore(labels.tensors, labels.digests, meta).write(folder / f'labels-seed{seed}.safetensors')
     save_contact_sheet(folder / 'contact_sheet.png', p.images, p.labels, p.classes)
     write_text(folder / 'README.md', dataset_card(p))
 

@@ -24,7 +24,7 @@ from ..data.readers import is_hidden, walk_files
 from .package import LAYOUTS, Package
 from ..run.checks import check_recipe
 from ..run.folder import Condensed, recorded_run, lock_folder, condense
-from ..run.imported import put_given
+from ..run.imported import put_imported
 from ..run.keys import stage_key
 from ..run.ledger import Ledger, environment
 from ..stages.relabel import LabelStore, Labels, ViewStream
@@ -89,16 +89,16 @@ def stored_seeds(
     c:Condensed,     # a condensed set
 ) -> list:
     "Seeds for which the run's store holds soft labels of the run's recipe."
-    chain, found = c.chain, set((c.chain.given or {}).get('labels', {}))
+    chain, found = c.chain, set((c.chain.imported or {}).get('labels', {}))
     if c.recipe.relabel.labels == 'hard': return []
     manifests = (chain.store.root / 'relabel').glob('*/manifest.json')
     made = [(m.parent.name, read_json(m)['inputs'].get('seed')) for m in manifests]
     for seed in {s for _, s in made if s is not None}:
-        if (stage_key('relabel', chain.label_key(seed)), seed) in made: found.add(seed)
+        if (stage_key('relabel', chain.keys.labels(seed)), seed) in made: found.add(seed)
     return sorted(int(s) for s in found)
 
 def _soft_labels(c, seeds): # {seed: LabelStore}, made now where the store has none
-    relabel, brought = c.recipe.relabel, (c.chain.given or {}).get('labels')
+    relabel, brought = c.recipe.relabel, (c.chain.imported or {}).get('labels')
     online = relabel.mode == 'online' and not brought
     why = 'labels are hard' if relabel.labels == 'hard' else 'labels are made online' if online else None
     if why and seeds:
@@ -192,7 +192,7 @@ def _check_label_file(store, images, recipe, dataset): # what is wrong with soft
 def _label_file(file, images, labels, recipe, dataset): # (seed, LabelStore) of a file of ours
     hint = "; labels=False imports the images without them"
     try:
-        store = LabelStore.load(file)
+        store = LabelStore.read(file)
         seed, wrong = store.meta['stream']['seed'], _check_label_file(store, images, recipe, dataset)
     except (KeyError, TypeError): raise EdcError(f"{file} holds no soft labels of edc_nb") from None
     if wrong: raise EdcError(f"{file}{wrong}{hint}")
@@ -255,8 +255,9 @@ def _import(source, data, out, labels, store, weights, how): # put images and la
     soft = dict(_label_file(Path(f), images, y, recipe, dataset) for f in _label_files(source, labels))
     store = store or recorded_run(out).get('store') or out / 'store'
     nowhere = torch.full((len(y), 1), -1)      # no real image that they started from
-    given = put_given(Store(store), Synthetic(images, y, nowhere, torch.zeros(0, 7), []), soft)
-    c = condense(recipe, dataset, out, seed=source.seed, store=store, weights=weights, given=given, labels=False, **how)
+    how |= dict(seed=source.seed, store=store, weights=weights, labels=False)
+    how['imported'] = put_imported(Store(store), Synthetic(images, y, nowhere, torch.zeros(0, 7), []), soft)
+    c = condense(recipe, dataset, out, **how)
     write_json(out / 'import.json', dict(path=str(source.path.resolve()), labels=sorted(soft), export=source.about))
     return c
 

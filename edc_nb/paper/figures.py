@@ -128,7 +128,7 @@ def sheet_of_starts(
         if k not in r.synthesize.snapshots: raise EdcError(f"at: got {k}, accepted: {', '.join(map(str, r.synthesize.snapshots))}")
     d = dataset if isinstance(dataset, Dataset) else open_dataset(r.data, dataset, progress=False)
     chain, rows = Chain(r, d, Store(store or Path(study) / 'store'), make_runtime('cpu', progress=False)), {}
-    observers = chain.matchers()
+    observers = chain.observers()
     for m in starts:
         s = synthesis_from(recipes[m], chain, observers, study)
         one = [int((s.labels == c).nonzero()[0]) for c in classes]
@@ -352,7 +352,7 @@ def figure_3(
 ):
     "The synthesis at a few iterations, from noise and from real images: a `Figure`. Source: Fig. 3."
     s = _sheet(source, 'figure_3')
-    if s is None: return _blank("Figure 3: real against random initialisation", "from edc_nb.figures import sheet_of_starts; sheet_of_starts('runs/initialization', 'results/images/figure_3.png', PATH)")
+    if s is None: return _blank("Figure 3: real against random initialisation", "from edc_nb.paper.figures import sheet_of_starts; sheet_of_starts('runs/initialization', 'results/images/figure_3.png', PATH)")
     per = len(s.rows) // max(1, len({n.split(',')[0] for n in s.rows}))
     return grid_figure(s, f'Figure 3: the start of the synthesis ({_about(s.how)})', 6., per)
 
@@ -379,7 +379,7 @@ def figure_5(
 ):
     "Images of the same classes by SRe2L, CDA, G-VBSM, RDED and EDC: a `Figure`. Source: Fig. 5."
     s = _sheet(source, 'figure_5')
-    if s is None: return _blank('Figure 5: images of prior methods', "from edc_nb.figures import sheet_of_methods; sheet_of_methods('results/images/figure_5.png', PATH)")
+    if s is None: return _blank('Figure 5: images of prior methods', "from edc_nb.paper.figures import sheet_of_methods; sheet_of_methods('results/images/figure_5.png', PATH)")
     return grid_figure(s, f'Figure 5: the same classes by each method ({_about(s.how)})')
 
 GRIDS = {7: ('imagenet1k', 1000, 10), 8: ('imagenet10', 10, 10), 9: ('tiny_imagenet', 200, 10), 10: ('cifar100', 100, 10), 11: ('cifar10', 10, 10)}
@@ -387,7 +387,7 @@ GRIDS = {7: ('imagenet1k', 1000, 10), 8: ('imagenet10', 10, 10), 9: ('tiny_image
 def _grid(number, source): # one of the paper's image grids
     dataset, classes, ipc = GRIDS[number]
     s = _sheet(source, f'figure_{number}')
-    if s is None: return _blank(f'Figure {number}: EDC on {dataset}, {classes} classes', f"edc run edc --dataset {dataset} --ipc {ipc} --data PATH --out runs/figure_{number} && python -c \"from edc_nb.figures import sheet_of_run; sheet_of_run('runs/figure_{number}', 'results/figure_{number}.jpg')\"")
+    if s is None: return _blank(f'Figure {number}: EDC on {dataset}, {classes} classes', f"edc run edc --dataset {dataset} --ipc {ipc} --data PATH --out runs/figure_{number} && python -c \"from edc_nb.paper.figures import sheet_of_run; sheet_of_run('runs/figure_{number}', 'results/figure_{number}.jpg')\"")
     return grid_figure(s, f"Figure {number}: {s.how.get('recipe', 'edc').upper()} on {_about(s.how)}", min(8., 1.7 + (.55 if 'cifar' in s.how.get('dataset', '') else .4) * len(next(iter(s.rows.values())))))
 
 # %% ../../nbs/6_paper/figures.ipynb #ecc88c98

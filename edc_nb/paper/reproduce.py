@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from ..core.settings import EdcError, Recipe, flat, one_of
-from ..core.stats import numbers, accuracy_columns
+from ..core.stats import number_column, accuracy_columns
 from .tables import NOTES, printed_rows, as_text, table_names
 from ..recipes.registry import recipe
 from ..recipes.scales import SCALES, at_scale
@@ -163,11 +163,11 @@ def plot_beside(
     panels = ([('paper', first, 'paper')] if first is not None else []) + [(t, f, 'last') for t, f in frames.items()]
     axes = plt.subplots(1, len(panels), figsize=(3.3 * len(panels) + .3, 2.8), dpi=75, squeeze=False)[1][0]
     for ax, (title, f, y) in zip(axes, panels):
-        values, at = numbers(f, y), {v: i for i, v in enumerate(dict.fromkeys(f[x]))}
+        values, at = number_column(f, y), {v: i for i, v in enumerate(dict.fromkeys(f[x]))}
         names = list(dict.fromkeys(f[line])) if line else ['']
         for i, (name, c) in enumerate(zip(names, _COLOURS * (1 + len(names) // 7))):
             rows = values.notna() & ((f[line] == name) if line else True)
-            if rows.any(): ax.errorbar(f[x][rows].map(at) + .06 * (i - (len(names) - 1) / 2), values[rows], numbers(f, f'{y} sd')[rows].fillna(0), fmt=('o-', 's--', '^-.', 'D:')[i % 4], ms=4, lw=1.2, capsize=2, color=c, label=name if line else None)
+            if rows.any(): ax.errorbar(f[x][rows].map(at) + .06 * (i - (len(names) - 1) / 2), values[rows], number_column(f, f'{y} sd')[rows].fillna(0), fmt=('o-', 's--', '^-.', 'D:')[i % 4], ms=4, lw=1.2, capsize=2, color=c, label=name if line else None)
         if not values.notna().any(): ax.text(.5, .5, 'no records yet', ha='center', transform=ax.transAxes, color='#777777')
         ax.set_xticks(range(len(at)), [f'{v:g}' if isinstance(v, float) else str(v) for v in at], **(dict(rotation=30, ha='right', fontsize=8) if max(len(str(v)) for v in at) * len(at) > 34 else {}))
         ax.set(title=title, xlabel=xlabel or x, ylabel='top-1 (%)', xlim=(-.4, len(at) - .6)); ax.title.set_fontsize(10)

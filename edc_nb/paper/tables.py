@@ -8,7 +8,6 @@ __all__ = ['NOTES', 'printed_rows', 'table_names', 'paper', 'as_text']
 # %% ../../nbs/6_paper/tables.ipynb #23852457
 import json
 from functools import lru_cache
-from pathlib import Path
 from ..core.settings import one_of
 from ..core.files import package_folder
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from dataclasses import dataclass
-from ..core.files import Checkpoint, load_tensors, save_tensors
+from ..core.files import Artefact, Checkpoint, load_tensors, save_tensors
 from ..core.runtime import Runtime, generator
 from ..core.settings import AugmentSettings, EdcError, MatchingSettings, SqueezeSettings
 from .squeeze import stream, train_views
@@ -122,7 +122,7 @@ def class_weights(
 
 # %% ../../nbs/2_stages/04_matching.ipynb #25a5289e
 @dataclass
-class Statistics:
+class Statistics(Artefact):
     "What one observer sees in a data set. D numbers per class; `bn_*` hold the running buffers (NaN where a tap has none)."
     count:torch.Tensor       # [C] images per class
     mean:torch.Tensor        # [C, D] class means
@@ -140,14 +140,16 @@ class Statistics:
         m, v = pool_moments(w.double(), self.mean.double(), self.total.double())
         return m[0].float(), v[0].float()
 
-    def save(self, path):
+    FILE = 'statistics.safetensors'
+
+    def write(self, path):
         "Write as safetensors."
         t = {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         save_tensors(path, t, sizes=self.sizes, meta=self.meta)
 
     @staticmethod
-    def load(path, device='cpu'):
-        "Read what `save` wrote."
+    def read(path, device='cpu'):
+        "Read what `write` wrote."
         t, meta = load_tensors(path, device)
         return Statistics(**t, sizes=meta['sizes'], meta=meta['meta'])
 

@@ -9,20 +9,21 @@ __all__ = ['SCHEDULES', 'register_schedule', 'constant', 'smoothing', 'cosine', 
 # %% ../../nbs/2_stages/09_schedules.ipynb #3f5eff2e
 import dataclasses
 import math
-from ..core.settings import EdcError, EvaluateSettings, one_of
+from ..core.registry import Registry
+from ..core.settings import EdcError, EvaluateSettings
 
 # %% ../../nbs/2_stages/09_schedules.ipynb #71d3e639
-SCHEDULES = {}
+SCHEDULES = Registry('evaluate.schedule')
 
 def register_schedule(
-    name:str,        # how recipes call it
+    name:str,              # how recipes call it
+    replace:bool=False,    # take a name that exists
 ):
-    """Decorator: enter `f(epoch, epochs, s) -> multiplier` (epochs count from 0; `s` is an `EvaluateSettings`) into
-    `SCHEDULES`. A class is entered as a schedule with a memory; it is made with `s` and has the methods of `Schedule`."""
-    def enter(f):
-        SCHEDULES[name] = f
-        return f
-    return enter
+    """Decorator: make `f(epoch, epochs, settings) -> multiplier` known as a schedule.
+
+    Epochs count from 0; `settings` is an `EvaluateSettings`. A class is a schedule with a memory: it is made with the
+    settings and has the methods of `Schedule`. `EdcError` for a name that exists, unless `replace` is true."""
+    return SCHEDULES.register(name, replace=replace)
 
 # %% ../../nbs/2_stages/09_schedules.ipynb #7f84b83d
 @register_schedule('constant')
@@ -163,7 +164,7 @@ def make_schedule(
 ):
     """The schedule of a training: an object with `lr(epoch, last_loss=None) -> multiplier`, `state()` and
     `load_state(d)`. Raises `EdcError` for an unknown name."""
-    f = SCHEDULES[one_of('schedule', s.schedule, SCHEDULES)]
+    f = SCHEDULES[s.schedule]
     return f(s) if isinstance(f, type) else Schedule(f, s)
 
 # %% ../../nbs/2_stages/09_schedules.ipynb #3c4bed2f

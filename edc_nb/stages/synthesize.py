@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SYNTHESES', 'Observer', 'flatness_loss', 'densification_loss', 'Synthetic', 'to_bytes', 'jpeg', 'synthesis_batches',
-           'register_synthesis', 'Outcome', 'match_statistics', 'synthesize']
+           'register_synthesis', 'uses_observers', 'check_synthesize', 'Outcome', 'match_statistics', 'synthesize']
 
 # %% ../../nbs/2_stages/06_synthesize.ipynb #8d504915
 import io
@@ -14,10 +14,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from dataclasses import dataclass, field
-from ..core.files import Checkpoint, load_tensors, save_tensors
+from ..core.files import Artefact, Checkpoint, load_tensors, save_tensors
+from ..core.registry import Registry
 from ..core.runtime import Runtime, generator
-from ..core.settings import BilevelSettings, EdcError, MatchingSettings, SynthesizeSettings, one_of
+from ..core.settings import BilevelSettings, EdcError, MatchingSettings, SynthesizeSettings
 from ..data.augment import crop_resize, draw_crop
+from ..models.registry import check_model_names, network_facts
 from .initialize import Initial
 from .matching import Matcher, Statistics, Taps, make_targets, statistic_gap
 
@@ -72,7 +74,7 @@ def _equal_groups(labels): # (n, indices of all images whose class has n of them
 
 # %% ../../nbs/2_stages/06_synthesize.ipynb #0410e25c
 @dataclass
-class Synthetic:
+class Synthetic(Artefact):
     "The condensed images and how they came about."
     images:torch.Tensor                              # uint8 [C * IPC, 3, S, S], class-major
     labels:torch.Tensor                              # int64 [C * IPC]
@@ -87,14 +89,16 @@ class Synthetic:
         df = pd.DataFrame(self.history.numpy(), columns=['batch', 'iteration', 'observer', 'ce', 'matching', 'flatness', 'densification'])
         return df.astype(dict(batch=int, iteration=int)).assign(observer=[self.observers[int(i)] for i in df.observer])
 
-    def save(self, path):
+    FILE = 'condensed.safetensors'
+
+    def write(self, path):
         "Write as safetensors."
         save_tensors(path, dict(images=self.images, labels=self.labels, source=self.source, history=self.history)
                      | {f"snapshot.{k}": v for k, v in self.snapshots.items()}, observers=self.observers)
 
     @staticmethod
-    def load(path):
-        "Read what `save` wrote."
+    def read(path, device='cpu'):
+        "Read what `write` wrote; the images stay on the CPU."
         t, meta = load_tensors(path)
         snaps = {int(k.split('.')[1]): t.pop(k) for k in sorted(t) if k.startswith('snapshot.')}
         return Synthetic(**t, observers=meta['observers'], snapshots=dict(sorted(snaps.items())))
@@ -214,17 +218,57 @@ def synthesis_batches(
     if s.order == 'slot': index = index.view(int(labels.max()) + 1, -1).T.reshape(-1)
     return list(index.split(s.batch_size or len(labels)))
 
-SYNTHESES = {}
+SYNTHESES = Registry('synthesize.method', needs_observers=False)
 
 def register_synthesis(
-    name:str,     # what `synthesize.method` shall be
+    name:str,                     # what `synthesize.method` shall be
+    needs_observers:bool=False,   # whether it gets the `Observer`s that `synthesize.observers` names, else none
+    replace:bool=False,           # take a name that exists
 ):
-    "Decorator: make a function `(initial, observers, dataset, s, m, bilevel, *, seed, run, checkpoint, watch) -> Outcome` known as a synthesis."
-    def add(f):
-        SYNTHESES[name] = f
-        return f
-    return add
+    """Decorator: make a function known as a synthesis.
 
+    The function: `(initial, observers, dataset, synthesize, matching, bilevel, *, seed, run, checkpoint, watch) ->
+    Outcome`. `EdcError` for a name that exists, unless `replace` is true."""
+    return SYNTHESES.register(name, needs_observers=needs_observers, replace=replace)
+
+# %% ../../nbs/2_stages/06_synthesize.ipynb #af5c9779
+def uses_observers(
+    settings:SynthesizeSettings,   # the optimisation
+) -> bool:
+    "Whether the synthesis optimises anything with observers."
+    return bool(settings.iterations) and SYNTHESES.needs(settings.method).needs_observers
+
+def check_synthesize(
+    settings:SynthesizeSettings,   # the optimisation
+    matching:MatchingSettings,     # which statistics are compared
+    bilevel:BilevelSettings,       # settings of the bi-level methods
+    dataset=None,                  # a `Dataset`, if it is open already: then sizes and networks are checked too
+):
+    "Look up method and networks, and compare the settings with each other and with the data; `EdcError` if they clash."
+    SYNTHESES.needs(settings.method)
+    check_model_names('synthesize.observers', settings.observers)
+    check_model_names('bilevel.network', (bilevel.network,))
+    sizes = list(settings.stage_sizes)
+    if sizes and matching.patch and matching.taps != 'bn':
+        raise EdcError(f"synthesize.stage_sizes: got {sizes}, but patch statistics (matching.patch = {matching.patch}) "
+                       "belong to one image size; accepted with sizes that change: matching.patch=0 or matching.taps=bn")
+    if dataset is None: return
+    if sizes and sizes[-1] != dataset.size:
+        raise EdcError(f"synthesize.stage_sizes: got {sizes}, but the last stage must end at the image size {dataset.size}")
+    if uses_observers(settings): _check_observers(settings, matching, dataset)
+
+def _check_observers(settings, matching, dataset): # can they see images of these sizes, and have they what is matched?
+    for name in settings.observers:
+        facts = network_facts(name, dataset.num_classes, dataset.size)
+        if matching.taps == 'bn' and not facts.batch_norms:
+            raise EdcError(f"synthesize.observers: {name} has no batch norm, which is all that matching.taps 'bn' looks "
+                           "at; accepted: matching.taps=bn+conv, or observers with batch norm")
+        for size in set(settings.stage_sizes) - {dataset.size}:
+            if not facts.accepts(size):
+                raise EdcError(f"synthesize.stage_sizes: got {size}, but observer {name} accepts images of {dataset.size} "
+                               "pixels only; choose observers that average over the map, or keep the size")
+
+# %% ../../nbs/2_stages/06_synthesize.ipynb #47af896e
 @dataclass
 class Outcome:
     "What a synthesis method hands back."
@@ -233,7 +277,7 @@ class Outcome:
     observers:list          # names that the history counts
     snapshots:dict          # iteration -> normalised images
 
-@register_synthesis('matching')
+@register_synthesis('matching', needs_observers=True)
 def match_statistics(
     initial:Initial,                 # where the images start
     observers:list,                  # `Observer`s, visited in turn
@@ -310,7 +354,7 @@ def synthesize(
     watch=None,                      # called as `watch(batch, iteration, images, observer)` after each step; must not change them
 ) -> Synthetic:
     "The condensed images. An unknown `synthesize.method`, and a loss that is not finite (naming batch, iteration and observer), raise `EdcError`."
-    method = SYNTHESES[one_of('synthesize.method', s.method, SYNTHESES)]
+    method = SYNTHESES[s.method]
     if s.iterations: out = method(initial, observers, dataset, s, m, bilevel, seed=seed, run=run, checkpoint=checkpoint or Checkpoint(None), watch=watch)
     else: out = Outcome(initial.images, [], [], {it: initial.images for it in s.snapshots if it == 0})
     images = to_bytes(out.images, dataset)

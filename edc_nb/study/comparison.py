@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'in_protocol_of', 'contestants', 'leaderboard', 'compare_m
 
 # %% ../../nbs/5_study/02_comparison.ipynb #55dd0bd1
 from ..core.settings import PROTOCOL, Recipe, flat, one_of
-from ..core.stats import accuracy_columns, describe, standard_error
+from ..core.stats import accuracy_columns, count_mean_sd, standard_error
 from ..recipes.base import RECIPES, random_real
 from ..recipes.scales import SCALES, at_scale
 from .sweeps import sweep
@@ -51,7 +51,7 @@ def _columns(name, records):
 
 def _difference(a, b): # of means with its standard error, as text
     if len(a) < 2 or len(b) < 2: return None
-    a, b = (describe([r['last'] for r in records]) for records in (a, b))
+    a, b = (count_mean_sd([r['last'] for r in records]) for records in (a, b))
     return f"{a[1] - b[1]:+.2f} ± {standard_error(a, b):.2f}"
 
 # %% ../../nbs/5_study/02_comparison.ipynb #b3af7da4

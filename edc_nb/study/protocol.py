@@ -15,7 +15,7 @@ from ..core.plotting import COLORS, INK, add_legend, new_axes
 from edc_nb.core.settings import (
     BilevelSettings, EdcError, InitializeSettings, MatchingSettings, Recipe, SynthesizeSettings, from_dict
 )
-from ..core.stats import standard_error, describe
+from ..core.stats import count_mean_sd, standard_error
 from ..recipes.base import random_real
 from ..run.folder import condense
 from ..run.report import evaluate
@@ -114,7 +114,7 @@ def _match(hashed, recipe, large): # the same for the large batch that most reco
 def _name(recipe): return recipe.name if recipe.name != 'random-real' else 'condensed'
 
 def _cell(d, step, kind, key='last'): # (seeds, mean, sd) in percent
-    return describe([x[key] for x in d.records if (x['step'], x['trained_on']) == (step, kind)])
+    return count_mean_sd([x[key] for x in d.records if (x['step'], x['trained_on']) == (step, kind)])
 
 def _table(d): # a row per step
     import pandas as pd

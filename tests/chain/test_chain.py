@@ -389,7 +389,7 @@ def run_reduced(r, data, classes, store, folder):
     matching = r.synthesize.iterations and r.synthesize.method == 'matching'
     theirs = set(r.synthesize.observers if matching else ()) | set(r.relabel.observers if r.relabel.labels == 'soft' else ()) | (
         {r.initialize.observer} if r.initialize.method in SEEING else set())
-    assert set(record['observers']) == theirs == c.chain.needed()
+    assert set(record['observers']) == theirs == {n for n, _ in c.chain.keys.networks()}
     h = c.history()
     if r.synthesize.iterations:
         assert np.isfinite(h.to_numpy()[:, 3:].astype(float)).all()

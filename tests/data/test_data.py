@@ -89,7 +89,7 @@ def test_cifar10(cifar):
     assert (len(d.train), len(d.test), d.size, d.num_classes) == (50000, 10000, 32, 10)
     assert d.train.labels.bincount().tolist() == [5000] * 10 and d.test.labels.bincount().tolist() == [1000] * 10
     assert d.classes[0] == 'airplane' and d.classes[9] == 'truck'
-    mean, std = D._statistics(d.train)
+    mean, std = D.channel_statistics(d.train)
     np.testing.assert_allclose(mean, d.mean, atol=1e-4)
     np.testing.assert_allclose(std, d.std, atol=1e-4)
     for split, part in (('train', d.train), ('test', d.test)):
@@ -149,7 +149,7 @@ def test_imagenet_one_per_class(data_root):
     want = T.Compose([T.Resize(256), T.CenterCrop(224)])(Image.open(io.BytesIO(encoded)).convert('RGB'))
     assert np.array_equal(ten.train.images[ten.train.labels == 0][0].permute(1, 2, 0).numpy(), np.asarray(want))
     names = json.loads(pq.read_schema(next(path.glob('*.parquet'))).metadata[b'huggingface'])['info']['features']['label']['names']
-    assert [names[i][:9] for i in readers._imagenet10.values()] == TEN == list(readers._imagenet10)   # the places used for copies named in words
+    assert [names[i][:9] for i in readers.IMAGENET10.values()] == TEN == list(readers.IMAGENET10)   # the places used for copies named in words
 
 
 # ---- archives in miniature
@@ -183,12 +183,12 @@ def test_tiny_imagenet_download(tmp_path, monkeypatch, method):
     images = tiny_zip(zip_path, method)
     monkeypatch.setenv('EDC_NB_CACHE', str(cache))
     md5 = hashlib.md5(zip_path.read_bytes()).hexdigest()
-    known = dict(D._known['tiny_imagenet'], url=zip_path.as_uri())
+    known = dict(D.KNOWN['tiny_imagenet'], url=zip_path.as_uri())
     assert known['md5'] == '90528d7ca1a48142e341f4ef8d21d0de'
-    monkeypatch.setitem(D._known, 'tiny_imagenet', known)
+    monkeypatch.setitem(D.KNOWN, 'tiny_imagenet', known)
     complaint(None, md5, known['md5'], '--data', name='tiny_imagenet')                  # a checksum that is wrong
     assert not list(cache.iterdir())
-    monkeypatch.setitem(D._known, 'tiny_imagenet', dict(known, md5=md5))
+    monkeypatch.setitem(D.KNOWN, 'tiny_imagenet', dict(known, md5=md5))
     d = load(None, 'tiny_imagenet')
     assert (len(d.train), len(d.test), d.size, d.classes) == (12, 6, 64, ['n01', 'n02', 'n03'])
     assert [p.name for p in cache.iterdir()] == ['tiny-imagenet-200.zip']
@@ -209,7 +209,7 @@ def test_tiny_imagenet_download(tmp_path, monkeypatch, method):
 def test_download_fails(tmp_path, monkeypatch):
     monkeypatch.setenv('EDC_NB_CACHE', str(tmp_path))
     for name in ('cifar10', 'cifar100', 'tiny_imagenet'):
-        monkeypatch.setitem(D._known, name, dict(D._known[name], url=(tmp_path / 'gone.tar.gz').as_uri()))
+        monkeypatch.setitem(D.KNOWN, name, dict(D.KNOWN[name], url=(tmp_path / 'gone.tar.gz').as_uri()))
         complaint(None, name, 'could not be downloaded', '--data', name=name)
     for name in ('imagenet10', 'imagenet1k'):
         complaint(None, name, '--data', name=name)
@@ -377,7 +377,7 @@ def test_extra_files_and_hidden_splits(tmp_path):
     parquet(tmp_path / 'hf' / 'validation-0.parquet', b[:2], [1, 0], 'ab')
     parquet(tmp_path / 'hf' / 'test-0.parquet', b, [-1] * 4, 'ab')                      # as ImageNet on the hub
     d = load(tmp_path / 'hf')
-    assert d.test.labels.tolist() == [1, 0] and 'validation' in d.info['split'] and 'unlabelled' in d.info['skipped'][0]
+    assert d.test.labels.tolist() == [1, 0] and 'validation' in d.info['split'] and 'unlabeled' in d.info['skipped'][0]
 
 
 def test_statistics(tmp_path):

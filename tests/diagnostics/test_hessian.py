@@ -140,7 +140,7 @@ def digest(c):
 
 def test_condense_with_and_without_a_probing_watch_gives_the_same_bytes(chain, monkeypatch):
     ch, root = chain
-    plain = condense(ch.r, ch.dataset, root / 'plain', device='cpu', store=root / 'plain-store', progress=False)
+    plain = condense(ch.recipe, ch.dataset, root / 'plain', device='cpu', store=root / 'plain-store', progress=False)
     seen, state = [], torch.get_rng_state()
 
     def watched(initial, observers, dataset, s, m, *rest, **kw):
@@ -149,7 +149,7 @@ def test_condense_with_and_without_a_probing_watch_gives_the_same_bytes(chain, m
         seen.extend(watch.rows)
         return out
     monkeypatch.setattr(chain_module, 'synthesize', watched)
-    looked = condense(ch.r, ch.dataset, root / 'looked', device='cpu', store=root / 'looked-store', progress=False)
+    looked = condense(ch.recipe, ch.dataset, root / 'looked', device='cpu', store=root / 'looked-store', progress=False)
     assert len(seen) == 6 * 2 and all(r['norm'] > 0 for r in seen)
     assert digest(plain) == digest(looked)
     a, b = (next((root / f'{n}-store' / 'synthesize').rglob('condensed.safetensors')).read_bytes() for n in ('plain', 'looked'))
@@ -161,12 +161,12 @@ def test_condense_with_and_without_a_probing_watch_gives_the_same_bytes(chain, m
 
 def test_a_watch_in_the_middle_leaves_averages_weights_and_generators(chain):
     ch, _ = chain
-    observers, start = ch.matchers(), ch.initial()
+    observers, start = ch.observers(), ch.initial()
     o = observers[0]
     o.matcher.start(start.labels)
     o.matcher(*o.taps(start.images)[1:])
     averages, weights, state = {k: v.clone() for k, v in o.matcher.state().items()}, {k: v.clone() for k, v in o.model.state_dict().items()}, torch.get_rng_state()
-    for f in synthesis_loss(observers, start.labels, ch.r.matching, crop=1).values():
+    for f in synthesis_loss(observers, start.labels, ch.recipe.matching, crop=1).values():
         H = Hessian(f, start.images)
         hessian_norm(H, probes=2), top_eigenvalues(H, k=1, steps=3), spectral_density(H, probes=2, steps=3)
     assert all(torch.equal(v, averages[k]) for k, v in o.matcher.state().items()) and all(torch.equal(v, weights[k]) for k, v in o.model.state_dict().items())
@@ -227,7 +227,7 @@ def test_student_hessian_of_both_engines_against_the_matrix(gen):
 
 def test_student_at_end_is_the_evaluated_one_on_its_last_views(chain):
     ch, root = chain
-    c = condense(ch.r, ch.dataset, root / 'student', device='cpu', store=ch.store.root, progress=False)
+    c = condense(ch.recipe, ch.dataset, root / 'student', device='cpu', store=ch.store.root, progress=False)
     ema, batches, loss = student_at_end(c)
     raw, same, _ = student_at_end(c, {'evaluate.ema_rate': 0.})
     assert sum(len(b.views) for b in batches) == len(c.images) and all(torch.equal(a.views, b.views) and torch.equal(a.soft, b.soft) for a, b in zip(batches, same))

@@ -26,7 +26,7 @@ def made(tmp_path_factory):
     out = tmp_path_factory.mktemp('inspect')
     r = next(r for r in contestants('tiny', ipc=3, methods=('edc',), protocol='edc') if r.name == 'edc')
     c = condense(r.replace({'synthesize.iterations': 4, 'squeeze.epochs': 1}), out=out / 'run', labels=False, progress=False)
-    return c, c.chain.matchers(), c.chain.dataset
+    return c, c.chain.observers(), c.chain.dataset
 
 
 @pytest.fixture

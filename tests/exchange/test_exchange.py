@@ -405,7 +405,7 @@ def test_labels_that_do_not_belong_are_refused(run, tmp_path):
                          ({'evaluate.batch_size': 5}, 'batch_size'), ({'relabel.observers': TWO[:1]}, TWO[1])):
         refused(lambda: import_condensed(hub, c.recipe.replace(change), out=out, progress=False), word, 'labels=False')
     alone = import_condensed(hub, c.recipe.replace(narrow), out=tmp_path / 'alone', labels=False, progress=False)
-    assert alone.chain.given['labels'] == {}
+    assert alone.chain.imported['labels'] == {}
     changed = shutil.copytree(hub, tmp_path / 'changed')
     t, m = load_tensors(changed / 'images.safetensors')
     t['images'][5, 0, 0, 0] ^= 1

@@ -12,7 +12,7 @@ from PIL import Image
 
 matplotlib.use('Agg')
 
-import edc_nb.figures as figures
+import edc_nb.paper.figures as figures
 from edc_nb.diagnostics.initializations import initialization_study
 from edc_nb.paper.figures import FIGURES, GRIDS, Sheet, configurations, figure, figure_1, figure_2a, figure_2b, figure_2c, figure_3, figure_5, figure_6, figure_9, figure_initialization, grid_figure, sheet_of_methods, sheet_of_run, sheet_of_starts, toy_classes
 from edc_nb.run.ledger import Ledger, save_measurement

@@ -209,7 +209,7 @@ MISTAKES = {   # what is wrong: (arguments, what the sentence names)
     'setting of another type': (tiny(**{'synthesize.iterations': 'many'}), 'synthesize.iterations', "'many'", 'whole number'),
     'setting out of range': (tiny(**{'matching.alpha': 1.5}), 'matching.alpha', '1.5', 'from 0.0 to 1.0'),
     'setting without a choice': (tiny(**{'relabel.codec': 'fp64'}), 'relabel.codec', "'fp64'", 'fp16'),
-    'setting without a value': ([*tiny(), '--set', 'synthesize.lr'], "'synthesize.lr'", 'room.field=value'),
+    'setting without a value': ([*tiny(), '--set', 'synthesize.lr'], "'synthesize.lr'", 'section.setting=value'),
     'setting that is no YAML': ([*tiny(), '--set', 'synthesize.observers=[a'], 'synthesize.observers=[a'),
     'unknown loss': (tiny(**{'evaluate.loss': 'mse'}), "'mse'", 'mse_ce'),
     'soft loss on hard labels': (tiny(**{'relabel.labels': 'hard'}), 'evaluate.loss', 'relabel.labels'),

@@ -53,7 +53,7 @@ def test_a_setting_that_comes_later_leaves_old_keys():
 def test_keys_hold_no_defaults(tmp_path):
     d = open_dataset(DataSettings('digits', per_class=3, test_per_class=3))
     chain = Chain(Recipe('x').replace({'synthesize.lr': .3, 'evaluate.zeta': 1.}), d, Store(tmp_path))
-    key = chain.label_key(0)
+    key = chain.keys.labels(0)
     assert key['images']['synthesize'] == dict(lr=.3)
     assert key['images']['matching'] == key['augment'] == key['relabel'] == {}
     assert key['observers'][0]['squeeze'] == {} and key['images']['initial']['initialize'] == dict(observer=None)
