@@ -255,8 +255,9 @@ def _import(source, data, out, labels, store, weights, how): # put images and la
     soft = dict(_label_file(Path(f), images, y, recipe, dataset) for f in _label_files(source, labels))
     store = store or recorded_run(out).get('store') or out / 'store'
     nowhere = torch.full((len(y), 1), -1)      # no real image that they started from
-    given = put_imported(Store(store), Synthetic(images, y, nowhere, torch.zeros(0, 7), []), soft)
-    c = condense(recipe, dataset, out, seed=source.seed, store=store, weights=weights, imported=given, labels=False, **how)
+    how |= dict(seed=source.seed, store=store, weights=weights, labels=False)
+    how['imported'] = put_imported(Store(store), Synthetic(images, y, nowhere, torch.zeros(0, 7), []), soft)
+    c = condense(recipe, dataset, out, **how)
     write_json(out / 'import.json', dict(path=str(source.path.resolve()), labels=sorted(soft), export=source.about))
     return c
 

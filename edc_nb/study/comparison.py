@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'in_protocol_of', 'contestants', 'leaderboard', 'compare_m
 
 # %% ../../nbs/5_study/02_comparison.ipynb #55dd0bd1
 from ..core.settings import PROTOCOL, Recipe, flat, one_of
-from ..core.stats import accuracy_columns
+from ..core.stats import accuracy_columns, count_mean_sd, standard_error
 from ..recipes.base import RECIPES, random_real
 from ..recipes.scales import SCALES, at_scale
 from .sweeps import sweep
@@ -16,62 +16,77 @@ from .sweeps import sweep
 METHODS = ('edc', 'rded', 'sre2l', 'gvbsm', 'herding', 'k-centre', 'fadrm', 'cda', 'dm', 'fadrm-plus', 'dc')
 
 def in_protocol_of(
-    r:Recipe,              # whose images
+    recipe:Recipe,         # whose images
     protocol:Recipe,       # whose views, labels and students
 ) -> Recipe:
     "The images of one recipe in the protocol of another."
-    return r.replace({k: v for k, v in flat(protocol).items() if k.split('.')[0] in PROTOCOL}, name=f"{r.name} images")
+    sections = {k: v for k, v in flat(protocol).items() if k.split('.')[0] in PROTOCOL}
+    return recipe.replace(sections, name=f"{recipe.name} images")
 
+def _same_protocol(a, b): return all(getattr(a, section) == getattr(b, section) for section in PROTOCOL)
+
+# %% ../../nbs/5_study/02_comparison.ipynb #210a34ed
 def contestants(
     scale:str='full',           # 'full', 'subset' or 'tiny'
-    dataset:str='cifar10',      # the data set (at scale 'tiny' the digits)
+    dataset:str='cifar10',      # the dataset (at scale 'tiny' the digits)
     ipc:int=10,                 # images per class
     methods=METHODS,            # names of recipes
     protocol:str='both',        # 'edc' (one protocol for all), 'own', or 'both'
 ) -> list:
     "Recipes to run, the first protocol first; `EdcError` for an unknown method or scale."
     one_of('protocol', protocol, ('edc', 'own', 'both')); one_of('scale', scale, SCALES)
-    at = {m: at_scale(one_of('recipe', m, RECIPES), {}, dataset, ipc, 'resnet18', scale) for m in dict.fromkeys(('edc', *methods))}
-    edc = at['edc']
-    one = [edc, random_real(edc), *(in_protocol_of(at[m], edc) for m in methods if m != 'edc'), random_real(edc, 'hard')]
-    own = [r for m in methods if m not in ('edc', 'herding', 'k-centre') for r in (at[m], random_real(at[m]).replace(name=f'random-real of {m}'))]
+    for m in methods: one_of('recipe', m, RECIPES)
+    at = {m: at_scale(m, {}, dataset, ipc, 'resnet18', scale) for m in dict.fromkeys(('edc', *methods))}
+    edc, images, own = at['edc'], [], []
+    for m in methods:
+        if m != 'edc': images.append(in_protocol_of(at[m], edc))
+        if not _same_protocol(at[m], edc): own += [at[m], random_real(at[m]).replace(name=f'random-real of {m}')]
+    one = [edc, random_real(edc), *images, random_real(edc, 'hard')]
     return (one if protocol != 'own' else []) + (own if protocol != 'edc' else [])
 
 # %% ../../nbs/5_study/02_comparison.ipynb #e0ea926b
-def leaderboard(
-    records,               # ledger records, e.g. `Ledger(path).records()`
-    recipes,               # the `contestants` whose records count
-):
-    "A DataFrame with a row per method: its images in EDC's protocol, the difference to random real images there with its standard error, then its own protocol with its own twin. Percent, last epoch, mean and sd over seeds; empty where nothing was run."
-    import pandas as pd
-    def cell(name):
-        r = next((r for r in recipes if r.name == name), None)
-        return list({(x['chain_seed'], x['seed']): x for x in records if r is not None and x['recipe_hash'] == r.hash}.values())
-    methods = [r.name.removesuffix(' images') for r in recipes if not r.name.startswith('random-real of')]
-    twin, out = cell('random-real'), []
-    for m in dict.fromkeys(methods):
-        one = cell(m) if m == 'edc' or m.startswith('random-real') else cell(f'{m} images')
-        own, theirs = ([], []) if m == 'edc' or m.startswith('random-real') else (cell(m), cell(f'random-real of {m}'))
-        out.append({'images of': m, **_columns("EDC's protocol", one), 'over random': None if m == 'random-real' else _step(one, twin), **_columns('own protocol', own), 'random there': accuracy_columns(theirs)['last'], 'over it': _step(own, theirs), 'seeds': len(one)})
-    df = pd.DataFrame(out).astype(object)
-    return df.where(df.notna(), '')
-
 def _columns(name, records):
     a = accuracy_columns(records)
     return {name: a['last'], f"{name}: sd": a['last sd']}
 
-def _step(a, b): # difference of means and its standard error, as text
-    import statistics as st
+def _difference(a, b): # of means with its standard error, as text
     if len(a) < 2 or len(b) < 2: return None
-    a, b = ([100 * r['last'] for r in v] for v in (a, b))
-    return f"{st.mean(a) - st.mean(b):+.2f} ± {(st.variance(a) / len(a) + st.variance(b) / len(b)) ** .5:.2f}"
+    a, b = (count_mean_sd([r['last'] for r in records]) for records in (a, b))
+    return f"{a[1] - b[1]:+.2f} ± {standard_error(a, b):.2f}"
 
+# %% ../../nbs/5_study/02_comparison.ipynb #b3af7da4
+def leaderboard(
+    records,               # ledger records, e.g. `Ledger(path).records()`
+    recipes,               # the `contestants` whose records count
+):
+    """DataFrame with a row per method, in percent: mean and sd over seeds of the last epoch; empty without records.
+
+    Its images in EDC's protocol, the difference to random real images there; then its own protocol and its twin."""
+    import pandas as pd
+    hashes = {r.name: r.hash for r in reversed(recipes)}      # of recipes that share a name, the first counts
+    def cell(name): # its records, one per seed and chain seed
+        own = [x for x in records if name in hashes and x['recipe_hash'] == hashes[name]]
+        return list({(x['chain_seed'], x['seed']): x for x in own}.values())
+    methods = [r.name.removesuffix(' images') for r in recipes if not r.name.startswith('random-real of')]
+    twin, rows = cell('random-real'), []
+    for m in dict.fromkeys(methods):
+        reference = m == 'edc' or m.startswith('random-real')      # EDC's protocol is their own
+        one = cell(m if reference else f'{m} images')
+        own, own_twin = ([], []) if reference else (cell(m), cell(f'random-real of {m}'))
+        over = None if m == 'random-real' else _difference(one, twin)
+        rows.append({'images of': m, **_columns("EDC's protocol", one), 'over random': over,
+                     **_columns('own protocol', own), 'random there': accuracy_columns(own_twin)['last'],
+                     'over it': _difference(own, own_twin), 'seeds': len(one)})
+    df = pd.DataFrame(rows).astype(object)
+    return df.where(df.notna(), '')
+
+# %% ../../nbs/5_study/02_comparison.ipynb #d72e03db
 def compare_methods(
     scale:str='full',           # 'full', 'subset' or 'tiny'
     data=None,                  # where the images are
-    out='runs/methods',         # folder of the comparison; the same call goes on with it
+    out='runs/methods',         # folder of the comparison; the same call resumes it
     *,
-    dataset:str='cifar10',      # the data set (at scale 'tiny' the digits)
+    dataset:str='cifar10',      # the dataset (at scale 'tiny' the digits)
     ipc:int=10,                 # images per class
     methods=METHODS,            # names of recipes
     protocol:str='both',        # 'edc' (one protocol for all), 'own', or 'both'
@@ -80,8 +95,8 @@ def compare_methods(
     device:str='auto',          # 'auto', 'cpu', 'cuda', ...
     ledger=None,                # a file to write the records to beside the folder's own
     progress:bool=True,         # show progress bars
-):
-    "Run what is missing and return `(standing, Sweep)`."
-    rs = [r.replace(changes or {}) for r in contestants(scale, dataset, ipc, methods, protocol)]
-    done = sweep(rs, data=data, out=out, seeds=seeds, device=device, ledger=ledger, progress=progress)
-    return leaderboard(done.records, rs), done
+) -> tuple:
+    "`(leaderboard, Sweep)`; cells that are finished are not run again."
+    recipes = [r.replace(changes or {}) for r in contestants(scale, dataset, ipc, methods, protocol)]
+    done = sweep(recipes, data=data, out=out, seeds=seeds, device=device, ledger=ledger, progress=progress)
+    return leaderboard(done.records, recipes), done
