@@ -44,7 +44,7 @@ def synthesis_from(
         ck = Checkpoint(path.with_suffix('.pt'))
         seeing = {r.initialize.observer: chain.observer(r.initialize.observer)[0]} if r.initialize.method == 'rded' else {}
         start = initialize(chain.dataset, r.initialize, r.ipc, seed=seed, run=chain.run, observers=seeing)
-        synthesize(start, observers, chain.dataset, r.synthesize, r.matching, r.bilevel, seed=seed, run=chain.run, checkpoint=ck).save(path)
+        synthesize(start, observers, chain.dataset, r.synthesize, r.matching, r.bilevel, seed=seed, run=chain.run, checkpoint=ck).write(path)
         ck.clear()
     return Synthetic.read(path)
 
