@@ -52,7 +52,7 @@ class Cells:
         "Add rows to the result, `columns` before each row's own."
         self.rows += [columns | row for row in rows]
 
-# %% ../../nbs/5_study/06_study.ipynb #2adc2c6c
+# %% ../../nbs/5_study/06_study.ipynb #2ae2ef91
 @dataclass
 class Study(Cells):
     "A recipe on open data, and the loop over a study's cells."
@@ -110,7 +110,7 @@ def condensed_sets(
         return condense(recipe, study.dataset, study.out / 'runs' / f"{recipe.name}-{recipe.hash}", **how)
     return {m: made(m) for m in methods}
 
-# %% ../../nbs/5_study/06_study.ipynb #09baecee
+# %% ../../nbs/5_study/06_study.ipynb #928a62e4
 def initial_images(
     chain:Chain,        # whose data and observers are used
     recipe:Recipe,      # whose initialization and images per class
@@ -128,7 +128,7 @@ def own_code(
     found = keyed(INITIALIZATIONS, recipe.initialize.method), keyed(SYNTHESES, recipe.synthesize.method)
     return [code for code in found if code]
 
-# %% ../../nbs/5_study/06_study.ipynb #21f749d9
+# %% ../../nbs/5_study/06_study.ipynb #5f8f3df8
 def student_chain(
     condensed:Condensed,     # a condensed set
     changes:dict=None,       # settings of `evaluate`, `augment` or `relabel`
@@ -149,7 +149,7 @@ def trained_student(
     net, _ = load_weights(file, result.student, dataset.num_classes, dataset.size)
     return to_device(net, chain.run).eval(), result
 
-# %% ../../nbs/5_study/06_study.ipynb #e857f1c2
+# %% ../../nbs/5_study/06_study.ipynb #749d5b54
 def line_styles(
     names,      # of lines or points, in order
 ) -> dict:
