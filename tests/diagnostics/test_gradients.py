@@ -161,7 +161,7 @@ def test_bad_input():
     def cos(x=x, y=y, g=g, sizes=(2,), **kw): return lambda: gradient_cosine(net, x, y, g, sizes, **kw)
     said(cos(bad), 'images', '1 of 12', 'not finite')
     said(lambda: global_gradient(net, [(bad, y)]), 'not finite')
-    said(cos(x.to(torch.uint8)), 'torch.uint8', 'normalised floats')
+    said(cos(x.to(torch.uint8)), 'torch.uint8', 'normalized floats')
     said(cos(draws=1), 'draws: got 1', 'at least 2')
     said(cos(sizes=(3, 13)), 'batch_sizes: got 13', 'from 1 to 12')
     said(cos(sizes=(0,)), 'batch_sizes: got 0')
@@ -169,7 +169,7 @@ def test_bad_input():
     said(cos(sizes=(1,), bn='batch'), 'got 1', 'from 2 to 12')
     said(cos(bn='running'), "unknown bn 'running'", 'eval, batch')
     said(cos(y=y[:4]), 'got 4 for 12')
-    said(cos(y=y + 3), 'classes from', 'tells 5 classes apart') if y.max() > 1 else None
+    said(cos(y=y + 3), 'classes from', 'has 5 classes') if y.max() > 1 else None
     said(cos(y=rand(12, 5)), 'labels', 'rows sum to one')
     said(cos(y=rand(12, 4).softmax(1)), '4 columns', '5 classes')
     said(cos(g=g[:-1]), 'global_gradient', str(len(g) - 1), str(len(g)))

@@ -11,9 +11,12 @@ from edc_nb.run import chain as chain_module
 from edc_nb.core.files import Store, bytes_hash
 from edc_nb.core.runtime import generator
 from edc_nb.data.open import open_dataset
-from edc_nb.diagnostics.hessian_study import ARMS, HessianWatch, _operator, hessian_ratio, hessian_study, plot_hessian, student_at_end, student_hessian, weights_loss
-from edc_nb.diagnostics.hessian import Hessian, hessian_moments, hessian_norm, hessian_trace, spectral_density, top_eigenvalues
+from edc_nb.diagnostics.hessian import (
+    Hessian, hessian_moments, hessian_norm, hessian_trace, spectral_density, top_eigenvalues
+)
+from edc_nb.diagnostics.hessian_study import ARMS, HessianWatch, hessian_ratio, hessian_study, plot_hessian
 from edc_nb.diagnostics.objective import SynthesisLoss, synthesis_loss
+from edc_nb.diagnostics.student_hessian import curvlinops_hessian, student_at_end, student_hessian, weights_loss
 from edc_nb.stages.students import Batch
 from edc_nb.stages.matching import Matcher, Targets, Taps
 from edc_nb.run.chain import Chain
@@ -218,7 +221,7 @@ def test_student_hessian_of_both_engines_against_the_matrix(gen):
     direct = torch.func.hessian(lambda w: mix(torch.func.functional_call(model, {'fc.weight': w}, (one.views,)), one))(model.fc.weight.detach())
     n = model.fc.weight.numel()
     torch.testing.assert_close(M[-n - 4:-4, -n - 4:-4], direct.reshape(n, n), rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(_operator(model, batches, mix) @ torch.eye(len(M)), M, rtol=1e-3, atol=1e-4 * M.abs().max().item())
+    torch.testing.assert_close(curvlinops_hessian(model, batches, mix) @ torch.eye(len(M)), M, rtol=1e-3, atol=1e-4 * M.abs().max().item())
     for got in (theirs, ours):
         assert abs(got['norm'].value - M.norm()) < 6 * got['norm'].se and abs(got['trace'].value - M.trace()) < 6 * got['trace'].se
         assert got['top'].eigenvalue[0] == pytest.approx(torch.linalg.eigvalsh(M).abs().max().item(), rel=1e-3)
@@ -307,7 +310,7 @@ def test_the_module_that_cannot_be_differentiated_twice_is_named(f, gen):
 def test_a_detached_loss_without_modules_and_other_bad_input(gen):
     x = torch.randn(4, 3, generator=gen)
     square = lambda x: x.square().sum()  # noqa: E731
-    for f, x0, text in ((lambda x: x.detach().sum(), x, 'it does not depend on x; something on the way is detached'), (square, torch.stack([x, x * float('nan'), x]), 'x: 1 of 3 rows hold values that are not finite, the first is row 1'),
+    for f, x0, text in ((lambda x: x.detach().sum(), x, 'it does not depend on x; something on the way is detached'), (square, torch.stack([x, x * float('nan'), x]), 'x: 1 of 3 are not finite, the first is number 1'),
                         (square, x.byte(), 'got uint8 values, expected float32 or float64'), (lambda x: x, x, r'single number as a tensor, got \(4, 3\)'), (lambda x: (x / 0).sum(), x, 'the loss is (inf|-inf|nan) at these images')):
         with pytest.raises(EdcError, match=text):
             hessian_norm(f, x0, probes=2)

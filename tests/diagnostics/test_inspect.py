@@ -10,7 +10,11 @@ import torch
 
 from edc_nb.study.comparison import contestants
 from edc_nb.core.files import bytes_hash
-from edc_nb.diagnostics.measures import check_images, diversity, image_features, label_report, eval_mode, nearest, nearest_real, plot_diversity, plot_labels, plot_nearest, plot_statistic_gaps, spread, statistic_gaps, teacher_logits
+from edc_nb.diagnostics.guards import check_images, eval_mode
+from edc_nb.diagnostics.measures import (
+    diversity, image_features, label_report, nearest, nearest_real, plot_diversity, plot_labels, plot_nearest,
+    plot_statistic_gaps, spread, statistic_gaps, teacher_logits
+)
 from edc_nb.diagnostics.initializations import initialization_study, initialization_table, plot_initialization
 from edc_nb.diagnostics.inspect import inspect_study, inspect_table, plot_inspect
 from edc_nb.stages.matching import Matcher
@@ -225,7 +229,7 @@ def bad_cases(c, observers, d):
     nan[[4, 9], 0, 3, 3] = math.nan
     z = torch.zeros(2, 5, 10)
     f = torch.randn(6, 4)
-    yield 'images: 2 of 30 are not finite, the first is image 4', lambda: statistic_gaps(nan, y, observers, d)
+    yield 'images: 2 of 30 are not finite, the first is number 4', lambda: statistic_gaps(nan, y, observers, d)
     yield 'images: 2 of 30 are not finite', lambda: nearest_real(nan, y, d)
     yield 'images: 2 of 30 are not finite', lambda: image_features(nan, observers[0].model, d)
     yield r'images: got shape \[30, 1, 8, 8\], expected \[N, 3, 8, 8\]', lambda: statistic_gaps(x[:, :1], y, observers, d)
@@ -236,14 +240,14 @@ def bad_cases(c, observers, d):
     yield r'labels: got shape \[4\] for 30 images', lambda: statistic_gaps(x, y[:4], observers, d)
     yield 'labels: got 5 to 14, expected whole numbers from 0 to 9', lambda: statistic_gaps(x, y + 5, observers, d)
     yield 'models: got none', lambda: teacher_logits(x, {}, d)
-    yield 'small knows 3 classes, but digits has 10', lambda: teacher_logits(x, {'small': torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))}, d)
+    yield 'small has 3 classes, but digits has 10', lambda: teacher_logits(x, {'small': torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))}, d)
     yield r'logits: got shape \[2, 5, 10\] and \[4\] labels', lambda: label_report(z, torch.zeros(4).long())
     yield 'the logits have 10 classes', lambda: label_report(z, torch.full((5,), 10))
-    yield 'logits: those of 1 of 5 images are not finite', lambda: label_report(z.index_put((torch.tensor(0), torch.tensor(2)), torch.tensor(math.inf)), torch.zeros(5).long())
+    yield 'logits: 1 of 5 are not finite', lambda: label_report(z.index_put((torch.tensor(0), torch.tensor(2)), torch.tensor(math.inf)), torch.zeros(5).long())
     yield "diversity: class '1' has 1 image, expected at least 2", lambda: diversity(f, torch.tensor([0, 0, 0, 0, 0, 1]))
     yield "class '0' has 6 synthetic and 3 real images", lambda: diversity(f, torch.zeros(6).long(), f[:3], torch.zeros(3).long())
     yield r'real features: got shape \[6, 3\]', lambda: diversity(f, torch.zeros(6).long(), f[:, :3], torch.zeros(6).long())
-    yield 'features: those of 1 of 6 images are not finite', lambda: diversity(f.index_put((torch.tensor(0),), torch.tensor(math.nan)), torch.zeros(6).long())
+    yield 'features: 1 of 6 are not finite', lambda: diversity(f.index_put((torch.tensor(0),), torch.tensor(math.nan)), torch.zeros(6).long())
     yield 'nearest: got shapes', lambda: nearest(f, f[:, :2])
     yield "unknown observer 'resnet'", lambda: plot_statistic_gaps({'x': statistic_gaps(x, y, observers, d)}, 'resnet')
     yield "unknown recipe 'edcc'", lambda: inspect_study('tiny', methods=('edcc',))

@@ -9,8 +9,10 @@ from torch import nn
 
 from conftest import said
 from edc_nb.core.runtime import generator
-from edc_nb.diagnostics.gradients import condensed_sets
-from edc_nb.diagnostics.landscape import landscape_1d, landscape_2d, landscape_rise, landscape_study, landscape_verdict, plot_landscape, random_direction, trained_student
+from edc_nb.diagnostics.landscape import (
+    landscape_1d, landscape_2d, landscape_rise, landscape_study, landscape_verdict, plot_landscape, random_direction
+)
+from edc_nb.diagnostics.study import condensed_sets, edc_at, open_study, trained_student
 from edc_nb.stages.students import recalibrate
 
 GEN = torch.Generator().manual_seed(torch.seed() % 2**31)      # fresh inputs at every run
@@ -146,8 +148,8 @@ def test_study_on_the_digits(folder, monkeypatch):
 
 @pytest.mark.full
 def test_the_raw_student_is_the_one_that_was_averaged(folder):
-    from edc_nb.diagnostics.study import _opened
-    c = condensed_sets('tiny', _opened('tiny', None, 1, 'cpu', False)[2], folder, ['random-real'], ipc=1, device='cpu', progress=False)['random-real']
+    study = open_study('landscape', edc_at('tiny', 1), None, folder, precision='fp32', device='cpu', progress=False)
+    c = condensed_sets(study, 'tiny', ['random-real'])['random-real']
     (raw, a), (ema, b) = (trained_student(c, {'evaluate.ema_rate': e}, seed=1) for e in (0., .9))
     assert a.last == a.raw_last == b.raw_last and a.losses == b.losses
     assert any(not torch.equal(p, q) for p, q in zip(raw.parameters(), ema.parameters()))

@@ -1,11 +1,14 @@
-"""edc_nb.sharpness against independent computations: bisection-free oracles, naive loops, finite differences, brute force."""
+"""Sharpness and the pieces of the flatness theory against independent computations: bisection-free oracles, naive loops, finite differences, brute force."""
 import math
 
 import pytest
 import torch
 
 from edc_nb.core.settings import EdcError
-from edc_nb.diagnostics.sharpness import effective_curvature, ema_trajectory, fitted_order, flatness_closeness, quadratic_sharpness, sharpness, taylor_remainders, worst_direction
+from edc_nb.diagnostics.flatness import (
+    effective_curvature, ema_trajectory, fitted_order, flatness_closeness, taylor_remainders
+)
+from edc_nb.diagnostics.sharpness import quadratic_sharpness, sharpness, worst_direction
 
 
 @pytest.fixture
