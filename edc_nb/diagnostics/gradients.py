@@ -307,13 +307,13 @@ def _rows(df): # of one source, a dictionary per batch size
     return [row(size, p) for size, p in df.groupby('batch size')]
 
 # %% ../../nbs/5_study/15_gradients.ipynb #eac43560
-def _one_network(study, sets, say, design, model, init): # rows of one network with random weights
+def _one_network(study, sets, teachers, design, model, init): # rows of one network with random weights
     net, how, out = _network(model, study, init, design.bn), design.how, []
     g = global_gradient(net, dataset_batches(study.dataset, seed=init), how)
     for name, (x, y) in _sources(study.dataset, sets, init, design.pool).items():
         batches = design.batch_sizes, design.draws, seed_for(init, name) % 2**31
         for kind in design.labels:
-            t = say(x).softmax(1) if kind == 'soft' else y
+            t = teachers(x).softmax(1) if kind == 'soft' else y
             gram = gradient_gram(net, x, t, g) if how == 'eval' else None
             for balanced in (False, True) if name == 'original' else (False,):
                 df = gradient_cosine(net, x, t, g, *batches, bn=how, balanced=balanced, gram=gram)
@@ -326,13 +326,13 @@ def _measure(study, scale, methods, design, models, seeds): # all networks of th
     d = design.fitted(len(study.dataset.train), study.recipe.ipc * study.dataset.num_classes)
     sets = condensed_sets(study, scale, methods)
     chain, relabel = next(iter(sets.values())).chain, study.recipe.relabel
-    def teachers(): return Teachers([chain.observer(n, True)[0] for n in relabel.observers], relabel, study.run)
-    say = teachers() if 'soft' in d.labels else None
+    def ensemble(): return Teachers([chain.observer(n, True)[0] for n in relabel.observers], relabel, study.run)
+    teachers = ensemble() if 'soft' in d.labels else None
     made = [c.chain.keys.synthetic() for c in sets.values()]
     for model, init in study.each([(m, i) for m in models for i in range(seeds)]):
         key = content_hash([scale, study.dataset.hash, made, list(sets), model, init, list(d.labels),
                             list(d.batch_sizes), d.draws, d.pool, d.bn])
-        study.add(study.part(f'parts/{key}.json', lambda: _one_network(study, sets, say, d, model, init)))
+        study.add(study.part(f'parts/{key}.json', lambda: _one_network(study, sets, teachers, d, model, init)))
     return study.frame(methods=list(sets), draws=d.draws, pool=d.pool, bn=d.bn)
 
 # %% ../../nbs/5_study/15_gradients.ipynb #b44c575e

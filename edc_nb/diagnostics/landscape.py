@@ -227,10 +227,10 @@ def _cells(models, seeds, zetas, ema, usual): # (student, seed, zeta, EMA rate)
 def _views(c, n): # name -> (normalized images, labels, loss)
     chain, relabel, test = c.chain, c.recipe.relabel, c.chain.dataset.test
     rows = torch.randperm(len(test), generator=generator(0, 'landscape', 'test'))[:n]
-    say = Teachers([chain.observer(o, True)[0] for o in relabel.observers], relabel, chain.run)
+    teachers = Teachers([chain.observer(o, True)[0] for o in relabel.observers], relabel, chain.run)
     x, normalize = c.images.to(chain.run.device), chain.dataset.normalize
     real = normalize(test.batch(rows)), test.labels[rows.to(test.labels.device)], 'ce'
-    return dict(test=real, condensed=(normalize(x), say(normalize(x)).clone(), 'mse'))
+    return dict(test=real, condensed=(normalize(x), teachers(normalize(x)).clone(), 'mse'))
 
 def _line_rows(net, x, y, loss, last, how): # a row per distance, mean over directions
     by = landscape_1d(net, x, y, loss=loss, **how).groupby('distance')
