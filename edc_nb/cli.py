@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import typer
+import warnings
 from pathlib import Path
 from typing import List, Optional
 from .core.settings import EdcError, from_yaml, parse_set
@@ -44,10 +45,14 @@ def _noticing(): # Ctrl-C may fall into C code that turns it into another error,
             if again: signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
+def _show_warning(message, category, *where, **how): # a sentence without the line of code that it came from
+    print(f"edc: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
 def main(
     args:list=None,     # command-line arguments; None takes the process's
 ):
     "Run the command line: exit code 0, 2 for a mistake in the input (one sentence), 130 for an interruption."
+    warnings.showwarning = _show_warning
     try:
         with _noticing(): code = app(args=args, prog_name='edc', standalone_mode=False) or 0
         if code == 130: raise KeyboardInterrupt      # newer typers return it
@@ -209,10 +214,12 @@ def quickstart(
     seeds:int = typer.Option(3, min=1, help="students per row"),
     device:str = _device,
     ledger:Optional[Path] = typer.Option(None, help="write the records to this file too"),
+    workers:str = typer.Option('auto', help="processes for observers and students: a number, or auto for one a core"),
     quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
 ):
     from edc_nb.run.quickstart import quickstart
-    print(quickstart(out, seeds=seeds, device=device, ledger=ledger, progress=not quiet))
+    count = int(workers) if workers.isdigit() else workers
+    print(quickstart(out, seeds=seeds, device=device, workers=count, ledger=ledger, progress=not quiet))
 
 # %% ../nbs/reference/cli.ipynb #58e67b4c
 @app.command(help="List the recipes, or print one of them with every setting and what it means.")

@@ -418,6 +418,18 @@ def test_two_runs_at_work_on_the_same_stage_of_a_shared_store(whole, tmp_path):
     assert all(a[k] == b[k] for k in ('images_hash', 'last', 'best', 'curve', 'recipe_hash'))
 
 
+def without_warnings(err):
+    "What is left of the error output when the warnings, a line each, are taken out."
+    return ''.join(line for line in err.splitlines(True) if not line.startswith('edc: warning: '))
+
+
+def test_a_doubt_about_the_run_is_one_line_of_its_own(tmp_path, edc):
+    done = edc(*command(tmp_path / 'run'))
+    assert done.returncode == 0, done.stderr
+    doubts = [line for line in done.stderr.splitlines() if line.startswith('edc: warning: ')]
+    assert len(doubts) == 1 and 'evaluate.ema_rate' in doubts[0] and 'UserWarning' not in done.stderr
+
+
 @pytest.mark.parametrize('option', ['--out', '--store', '--ledger'])
 def test_a_file_in_the_way_of_a_folder(option, tmp_path, edc):
     "Root may write anywhere, but not below a file."
@@ -429,7 +441,7 @@ def test_a_file_in_the_way_of_a_folder(option, tmp_path, edc):
         args += [option, str(tmp_path / 'file' / 'x')]
     done = edc(*args)
     assert done.returncode == 2, done.stderr
-    one_sentence(done.stderr, tmp_path / 'file')
+    one_sentence(without_warnings(done.stderr), tmp_path / 'file')
     assert (tmp_path / 'file').read_text() == 'in the way'
 
 
@@ -437,7 +449,7 @@ def test_a_folder_in_the_way_of_a_file(tmp_path, edc):
     (tmp_path / 'ledger').mkdir()
     done = edc(*command(tmp_path / 'run', '--ledger', tmp_path / 'ledger'))
     assert done.returncode == 2, done.stderr
-    one_sentence(done.stderr, tmp_path / 'ledger')
+    one_sentence(without_warnings(done.stderr), tmp_path / 'ledger')
 
 
 # ---- looking
