@@ -47,8 +47,9 @@ MODELS = Registry('model')      # name -> function of (num_classes, size)
 
 def _built_in(name, num_classes, size): return _construct(name, num_classes, size, pretrained=False)
 
-for _name in dict.fromkeys([*_paper, *_torchvision, *(f'tv_{n}' for n in _torchvision if n in _paper), *_timm]):
-    MODELS.register(_name, functools.partial(_built_in, _name))
+_library = {name: functools.partial(_built_in, name) for name in dict.fromkeys(
+    [*_paper, *_torchvision, *(f'tv_{n}' for n in _torchvision if n in _paper), *_timm])}
+for _name, _build in _library.items(): MODELS.register(_name, _build)
 
 # %% ../../nbs/2_stages/02_networks.ipynb #8ae079d6
 def model_names() -> list:
@@ -60,7 +61,7 @@ def resolve_name(
     size:int,     # side of the images in pixels
 ) -> tuple:
     "Whose network it is ('paper', 'torchvision', 'timm', 'mine') and what it is called there; `EdcError` if unknown."
-    if name in MODELS and not MODELS.builtin(name): return 'mine', name
+    if name in MODELS and MODELS[name] is not _library.get(name): return 'mine', name
     if name in _paper and (size <= 64 or name not in _torchvision): return 'paper', name
     if name in _torchvision: return 'torchvision', _torchvision[name]
     if name in _timm: return 'timm', _timm[name]
