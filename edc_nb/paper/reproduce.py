@@ -21,7 +21,7 @@ from ..recipes.scales import SCALES, at_scale
 from ..run.ledger import Ledger
 from ..study.sweeps import sweep
 
-# %% ../../nbs/6_paper/reproduce.ipynb #e2c4b65e
+# %% ../../nbs/6_paper/reproduce.ipynb #e23fd6f7
 @dataclass(frozen=True)
 class TableRule:
     "How the rows of a printed table become recipes."
@@ -62,7 +62,7 @@ def _networks(*settings): # a column of networks -> the same networks for each o
 def _trained(setting): # a column "pre-trained or not" -> where the observers start
     return {True: {setting: 'pretrained'}, False: {setting: 'scratch'}}
 
-# %% ../../nbs/6_paper/reproduce.ipynb #c6444e53
+# %% ../../nbs/6_paper/reproduce.ipynb #d2103f08
 _FLATNESS = TableRule('config-d', columns={
     'loss': {
         None:            {'synthesize.flatness': 'off'},
@@ -83,7 +83,7 @@ _BLEND = TableRule('config-g', columns={
     'ema_evaluation':    {True: {}, False: {'evaluate.ema_rate': 0.}},
 })
 
-# %% ../../nbs/6_paper/reproduce.ipynb #71f11614
+# %% ../../nbs/6_paper/reproduce.ipynb #84088189
 _EIGHT = recipe('edc', 'cifar10').synthesize.observers
 _BACKBONES = TableRule('gvbsm', columns={'method': {
     'gvbsm, 5 backbones': {'synthesize.observers': _EIGHT[:5], 'relabel.observers': _EIGHT[:5]},
@@ -98,7 +98,7 @@ _ITERATIONS = TableRule(
     columns={'iterations': 'synthesize.iterations'},
 )
 
-# %% ../../nbs/6_paper/reproduce.ipynb #c37892f5
+# %% ../../nbs/6_paper/reproduce.ipynb #1bc5f73b
 _SMOOTHING = {'evaluate.schedule': 'smoothing'}
 _START = TableRule(common=_SMOOTHING, columns={
     'synthesis_observers_pretrained': _trained('squeeze.start'),
@@ -119,7 +119,7 @@ def _schedule(text): # 'smoothing zeta=2' -> settings
 
 _KINDS = TableRule(columns={'scheduler': _schedule, 'batch_size': 'evaluate.batch_size'})
 
-# %% ../../nbs/6_paper/reproduce.ipynb #a496c61e
+# %% ../../nbs/6_paper/reproduce.ipynb #6a2cfa3e
 _ZETA = {'zeta': 'evaluate.zeta'}
 TABLE_RULES = {
     'table3-left': TableRule(columns=_ZETA),
@@ -138,7 +138,7 @@ TABLE_RULES = {
     'table21':     _KINDS,
 }
 
-# %% ../../nbs/6_paper/reproduce.ipynb #b1d9f48a
+# %% ../../nbs/6_paper/reproduce.ipynb #a0794dc3
 _TRICKS = {     # method, *tricks -> method, settings
     ('rded',):
         ('rded', {'evaluate.zeta': 1., 'evaluate.batch_size': 1024}),
@@ -154,7 +154,7 @@ _TRICKS = {     # method, *tricks -> method, settings
         ('config-b', {'evaluate.zeta': 2., 'evaluate.batch_size': 100}),
 }
 
-# %% ../../nbs/6_paper/reproduce.ipynb #1f377652
+# %% ../../nbs/6_paper/reproduce.ipynb #01aa0e3f
 def _row_recipe(row): # (method, changes) of a printed row, or the reason why there is none
     method = METHODS.get(row['method'].split(',')[0])
     if method is None: return f"{row['method']}: another project's method"
@@ -189,7 +189,7 @@ def _row(printed, scale, dataset):
     try: return Row(printed, at_scale(*found, printed['dataset'], printed['ipc'], printed['student'], scale, dataset))
     except EdcError as e: return Row(printed, why=str(e))
 
-# %% ../../nbs/6_paper/reproduce.ipynb #c69f27e6
+# %% ../../nbs/6_paper/reproduce.ipynb #b423ff4d
 def tables_text() -> str:
     "The tables by name, one a line: printed cells, those with a recipe, data sets."
     lines = []
@@ -212,7 +212,7 @@ def _named_ledgers(ledger): # files and folders to search
     if ledger is None: return [results_folder() / 'records'] if results_folder() else []
     return [Path(p) for p in (ledger if isinstance(ledger, (list, tuple)) else [ledger])]
 
-# %% ../../nbs/6_paper/reproduce.ipynb #4ea9f724
+# %% ../../nbs/6_paper/reproduce.ipynb #3009adc0
 def searched(
     ledger=None,     # as for `compare`
 ) -> str:
@@ -234,7 +234,7 @@ def _short_path(path): # from the checkout on, where it lies in one
     inside = root and Path(path).resolve().is_relative_to(root)
     return str(Path(path).resolve().relative_to(root) if inside else path)
 
-# %% ../../nbs/6_paper/reproduce.ipynb #9e312cf0
+# %% ../../nbs/6_paper/reproduce.ipynb #2391e418
 def _records(ledger): # recipe hash -> {(data hash, chain seed, seed): record}; a later record replaces an earlier one
     found = {}
     for file in ledger_files(ledger):
@@ -254,7 +254,7 @@ def _used(record): # the data in words
     if record['dataset'] == 'digits': return 'digits'
     return f"{record['dataset']}, {record['train_images']:,} images"
 
-# %% ../../nbs/6_paper/reproduce.ipynb #5086748d
+# %% ../../nbs/6_paper/reproduce.ipynb #6ac2817e
 def _same_experiment(printed, record): # whether our number and the printed one answer one question
     data = record['settings']['data']
     whole = data.get('per_class') is None and data.get('test_per_class') is None
@@ -279,7 +279,7 @@ def _compared(row, found): # a row of `compare`
     printed = {'paper': row.printed['top1'], 'paper sd': row.printed['std']}
     return cell_columns(row.printed) | printed | _ours(row.printed, records)
 
-# %% ../../nbs/6_paper/reproduce.ipynb #44a8a0cb
+# %% ../../nbs/6_paper/reproduce.ipynb #71162b99
 def compare(
     table:str,              # e.g. 'table5'
     scale:str='full',       # 'full', 'subset' or 'tiny'
@@ -301,35 +301,25 @@ def compare(
                     searched=searched(ledger))
     return df
 
-# %% ../../nbs/6_paper/reproduce.ipynb #fd42d20a
+# %% ../../nbs/6_paper/reproduce.ipynb #e7746488
 _NUMBERS = ('paper', 'last', 'best', 'difference')
 
-def _joined(df): # mean and sd in one column, as text
-    df = df.copy()
-    text = lambda v: f'{v:.2f}' if isinstance(v, float) else str(v)
+def _number(value): return f'{value:.2f}' if isinstance(value, float) else str(value)
+
+def _run(row): # where our numbers come from, in one cell
+    if not row['seeds']: return ''
+    facts = row['used'], row['our student'], f"{row['seeds']} seeds", row['device'], row['date']
+    return ', '.join(fact for fact in facts if fact)
+
+def _readable(df): # all columns as text: mean ± sd in one, the run in one, none that is empty throughout
+    df, run = df.copy(), [_run(row) for row in df.to_dict('records')]
     for k in ('paper', 'last', 'best'):
-        if f'{k} sd' not in df: continue
-        sd = df.pop(f'{k} sd')
-        df[k] = [text(v) + (f' ± {text(s)}' if s != '' else '') for v, s in zip(df[k], sd)]
-    return df
+        df[k] = [_number(mean) + (f' ± {_number(sd)}' if sd != '' else '') for mean, sd in zip(df[k], df[f'{k} sd'])]
+    df = df.drop(columns=['paper sd', 'last sd', 'best sd', 'used', 'our student', 'seeds', 'device', 'date'])
+    df = df.assign(run=run).astype(str)
+    return df[[k for k in df if (df[k] != '').any()]]
 
-def _wrapped(text, width):
-    return textwrap.wrap(text, width, subsequent_indent='  ', break_long_words=False)
-
-# %% ../../nbs/6_paper/reproduce.ipynb #9d71236d
-def _fitted(df, width): # lines of a table; where it is too wide, the widest columns are numbered and explained below
-    notes = []
-    while True:
-        lines = df.to_string(index=False).splitlines()
-        widths = {k: df[k].str.len().max() for k in df}
-        widest = max(widths, key=widths.get)
-        if max(map(len, lines)) <= width or widths[widest] <= 4: break
-        numbers = {text: f'[{len(notes) + i}]' for i, text in enumerate(filter(None, df[widest].unique()), 1)}
-        df = df.assign(**{widest: df[widest].map(numbers).fillna('')})
-        notes += [line for text, number in numbers.items() for line in _wrapped(f'{number} {widest}: {text}', width)]
-    return [line.rstrip() for line in lines] + ([''] if notes else []) + notes
-
-# %% ../../nbs/6_paper/reproduce.ipynb #d5f4a2a4
+# %% ../../nbs/6_paper/reproduce.ipynb #58bb83e3
 def table_text(
     df,             # a frame of `compare` or `reproduce`
     width:int=100,  # columns of text at most
@@ -338,13 +328,35 @@ def table_text(
 
     Columns that are empty throughout are hidden; where the table is too wide, long cells become notes below it."""
     lines = [df.attrs[k] for k in ('title', 'searched') if k in df.attrs]
-    df = _joined(df)
-    df = df[[k for k in df if (df[k].astype(str) != '').any()]]
-    same = [k for k in df if k not in _NUMBERS and len(df) > 1 and df[k].astype(str).nunique() == 1]
-    shared = {k: df[k].iloc[0] for k in same}
-    if shared: lines += _wrapped('In every row: ' + ', '.join(f'{k} {v}' for k, v in shared.items()), width)
+    df = _readable(df)
+    same = [k for k in df if k not in _NUMBERS and len(df) > 1 and df[k].nunique() == 1]
+    shared = ', '.join(f"{k.replace('_', ' ')} {df[k].iloc[0]}" for k in same)
+    lines = [piece for line in lines for piece in _wrapped(line, width)]
+    if shared: lines += _wrapped(f'In every row: {shared}', width)
     if 'last' not in df: lines.append('None of these rows has a record.')
-    return '\n'.join([*lines, '', *_fitted(df.drop(columns=same).astype(str), width)])
+    return '\n'.join([*lines, '', *_fitted(df.drop(columns=same), width)])
+
+# %% ../../nbs/6_paper/reproduce.ipynb #253af0e6
+def _wrapped(text, width):
+    return textwrap.wrap(text, width, subsequent_indent='  ', break_long_words=False)
+
+def _aligned(df): # lines of a table; a column's name is broken into its words, to the right like the cells
+    columns = [[*k.replace('_', ' ').split(), *df[k]] for k in df]
+    tall = max(map(len, columns))
+    columns = [[''] * (tall - len(c)) + c for c in columns]
+    widths = [max(map(len, c)) for c in columns]
+    return ['  '.join(text.rjust(width) for text, width in zip(line, widths)).rstrip() for line in zip(*columns)]
+
+def _fitted(df, width): # lines of a table; where it is too wide, the widest columns are numbered and explained below
+    notes = []
+    while max(map(len, _aligned(df))) > width:
+        longest = {k: df[k].str.len().max() for k in df if k not in _NUMBERS}
+        k = max(longest, key=longest.get)
+        if longest[k] <= 4: break
+        numbers = {text: f'[{len(notes) + i}]' for i, text in enumerate(filter(None, df[k].unique()), 1)}
+        notes += [f"{number} {k.replace('_', ' ')}: {text}" for text, number in numbers.items()]
+        df = df.assign(**{k: df[k].map(numbers).fillna('')})
+    return _aligned(df) + ([''] if notes else []) + [line for note in notes for line in _wrapped(note, width)]
 
 # %% ../../nbs/6_paper/reproduce.ipynb #ddf229e7
 def reproduce(
@@ -371,7 +383,7 @@ def reproduce(
     if changes: return done.table()
     return compare(table, scale, dataset, ledger=[out / 'ledger.jsonl', *filter(None, [ledger])], student=student)
 
-# %% ../../nbs/6_paper/reproduce.ipynb #99a352ff
+# %% ../../nbs/6_paper/reproduce.ipynb #1a476d32
 def _refuse_failed(table, done, out): # `EdcError` where a cell of the sweep failed
     if not done.failed: return
     raise EdcError(f"{table}: {len(done.failed)} cells failed, the others are kept in {out / 'ledger.jsonl'}; "
@@ -385,7 +397,7 @@ def _to_run(table, scale, dataset, student): # recipes of the rows; `EdcError` w
     why = '; '.join(dict.fromkeys(row.why for row in found if row.why)) or 'no such row'
     raise EdcError(f"{table}: nothing can be run at scale {scale!r}{who} ({why})")
 
-# %% ../../nbs/6_paper/reproduce.ipynb #031bee8b
+# %% ../../nbs/6_paper/reproduce.ipynb #4ae30a17
 def coverage(
     *tables,             # their names
     ledger=None,         # as for `compare`
@@ -426,7 +438,7 @@ def plot_beside(
         elif line and ax is axes[0]: add_legend(ax, title=line, title_fontsize=7.5)
     return axes
 
-# %% ../../nbs/6_paper/reproduce.ipynb #8878c2a6
+# %% ../../nbs/6_paper/reproduce.ipynb #637823cf
 _MARKS = ('o-', 's--', '^-.', 'D:')
 
 def _draw_trend(ax, df, x, line, column): # one panel; returns whether there was anything to draw
