@@ -198,14 +198,12 @@ def tables(
     scale:str = typer.Option('full', help="full, subset or tiny"),
     dataset:Optional[str] = typer.Option(None, help="another data set than the paper's"),
     student:Optional[str] = typer.Option(None, help="only the rows of one of the paper's students"),
-    ledger:Optional[List[Path]] = typer.Option(None, help="ledger file or folder; may be repeated [default: results/ of the checkout]"),
+    ledger:Optional[List[Path]] = typer.Option(
+        None, help="ledger file or folder; may be repeated [default: results/records/ of the checkout]"),
 ):
-    from edc_nb.paper.reproduce import compare, rows
-    from edc_nb.paper.tables import table_names
-    if table: print(compare(table, scale, dataset, ledger=ledger or None, student=student).to_string(index=False)); return
-    for t in table_names():
-        rs = rows(t)
-        print(f"{t:18} {len(rs):3} cells, {len([r for r in rs if r.recipe]):3} with a recipe, on {', '.join(dict.fromkeys(r.printed['dataset'] for r in rs))}")
+    from edc_nb.paper.reproduce import compare, table_text, tables_text
+    if table: print(table_text(compare(table, scale, dataset, ledger=ledger or None, student=student)))
+    else: print(tables_text())
 
 # %% ../nbs/reference/cli.ipynb #48d007a1
 @app.command(help="The whole pipeline on the bundled digits, in under three minutes on two CPU cores: EDC, its random-real twins and full data in one table.")

@@ -39,6 +39,11 @@ def one_sentence(code, out, err, *named):
         assert word in err, f'{word!r} is not in: {err}'
 
 
+def without_warnings(err):
+    "What is left of the error output when the warnings, a line each, are taken out."
+    return ''.join(line for line in err.splitlines(True) if not line.startswith('edc: warning: '))
+
+
 def sets(changes):
     "The changes as command-line options."
     return [a for k, v in changes.items() for a in ('--set', f'{k}={json.dumps(v)}')]

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 import torch
-from kit import CHECKPOINTED, edc_environment, finish, sets, start
+from kit import CHECKPOINTED, edc_environment, finish, sets, start, without_warnings
 
 from edc_nb.core.files import load_tensors
 from edc_nb.data.open import open_dataset
@@ -416,11 +416,6 @@ def test_two_runs_at_work_on_the_same_stage_of_a_shared_store(whole, tmp_path):
     assert finished(tmp_path / 'run') == before
     a, b = (json.loads((tmp_path / k / 'run' / 'ledger.jsonl').read_text()) for k in 'ab')
     assert all(a[k] == b[k] for k in ('images_hash', 'last', 'best', 'curve', 'recipe_hash'))
-
-
-def without_warnings(err):
-    "What is left of the error output when the warnings, a line each, are taken out."
-    return ''.join(line for line in err.splitlines(True) if not line.startswith('edc: warning: '))
 
 
 def test_a_doubt_about_the_run_is_one_line_of_its_own(tmp_path, edc):
