@@ -51,9 +51,14 @@ def executed(request, tmp_path_factory):
                 cell.source = ''
         nbformat.write(nb, path)
     # a fresh process, because a forked torch may hang
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), one_thread) as pool:
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), one_thread)
+    try:
         yield {path: pool.submit(execute, project / path.relative_to(ROOT)) for path in wanted}
+    finally:      # an interrupted run does not wait for the notebook at hand; its kernel ends with its parent
         pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
 
 
 @pytest.fixture(scope='session')

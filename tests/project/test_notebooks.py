@@ -1,6 +1,7 @@
 """Every notebook runs from top to bottom in a fresh kernel, and its stored outputs are of the kinds that running it gives.
 
-The course and the tutorials run by default, the notebooks in paper/ with `-m full`."""
+The course runs by default; the notebooks of the diagnostics and those that show the paper with `-m full`."""
+import re
 import sys
 
 import nbformat
@@ -17,7 +18,16 @@ def kinds(cell):
     return sorted({kind for o in cell.get('outputs', []) for kind in o.get('data', [o.output_type])})
 
 
-@pytest.mark.parametrize('path', [pytest.param(p, marks=[pytest.mark.full] if p.parent.name == 'paper' else []) for p in all_notebooks()], ids=lambda p: str(p.relative_to(ROOT / 'nbs')))
+def takes_long(path):
+    "Whether a notebook belongs to the full run: diagnostics, and all of the paper that exports no module."
+    exported = re.search(r'^#\|\s*default_exp (\S+)', '\n'.join(c.source for c in nbformat.read(path, as_version=4).cells), re.M)
+    return exported[1].startswith('diagnostics.') if exported else path.parent.name == '6_paper'
+
+
+CASES = [pytest.param(p, marks=[pytest.mark.full] if takes_long(p) else []) for p in all_notebooks()]
+
+
+@pytest.mark.parametrize('path', CASES, ids=lambda p: str(p.relative_to(ROOT / 'nbs')))
 def test_notebook_runs(path, executed):
     stored = nbformat.read(path, as_version=4)
     ran = executed[path].result()      # raises nbclient's CellExecutionError: the cell's source and its traceback
