@@ -58,7 +58,7 @@ def executed(request, tmp_path_factory):
     finally:      # an interrupted run does not wait for the notebook at hand; its kernel ends with its parent
         pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - before:
-            child.terminate()
+            child.kill()      # nbclient answers SIGTERM by a slow farewell to its kernel
 
 
 @pytest.fixture(scope='session')
