@@ -11,19 +11,19 @@ import json
 import os
 import platform
 import subprocess
-import torch
 from filelock import FileLock
 from pathlib import Path
 from ..core.files import package_folder, read_json, write_json
-from ..core.runtime import Runtime
 from ..core.settings import EdcError, Recipe, from_dict
 
 # %% ../../nbs/4_run/07_ledger.ipynb #ed3838c9
 def environment(
-    run:Runtime=Runtime(),   # device and precision
+    run=None,   # `Runtime`: device and precision; None is the CPU in fp32
 ) -> dict:
     "Where a number was made: device, versions, threads, commit, date."
-    import torchvision, edc_nb
+    import edc_nb, torch, torchvision
+    from edc_nb.core.runtime import Runtime      # torch is slow to import, and who only reads a ledger needs none
+    run = run or Runtime()
     dev = run.device
     name = torch.cuda.get_device_name(dev) if dev.type == 'cuda' else platform.processor() or platform.machine()
     versions = dict(python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
@@ -134,7 +134,7 @@ def summarize(
 def save_measurement(
     path,                      # the file, e.g. `results/hessian_cifar10.json`
     frame,                     # DataFrame of what was measured
-    run:Runtime=Runtime(),     # device and precision
+    run=None,                  # `Runtime`: device and precision; None is the CPU in fp32
     **how,                     # what a reader must know: recipe, recipe_hash, dataset, seed, command, ...
 ):
     "Write a table of measurements with its settings and the `environment`; returns the path. Replaces the file atomically."

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from kit import edc_environment, said as refused
-from edc_nb.data.open import NORMALIZATIONS
+from edc_nb.data.known import NORMALIZATIONS
 from edc_nb.exchange import layouts
 from edc_nb.core.files import load_tensors, read_json, save_tensors
 from edc_nb.data.images import Dataset, ImageSet

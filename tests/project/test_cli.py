@@ -318,5 +318,5 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     # 130 to a shell either way: Python ends itself by the signal if it was interrupted within code that C had started
     assert child.returncode in (130, -signal.SIGINT), err
     # a destructor that was interrupted may have complained before that
-    assert err.strip().endswith('edc: interrupted; the same command goes on from here') and 'Traceback' not in stdout, err
+    assert err.strip().endswith('edc: interrupted; run the same command again to resume') and 'Traceback' not in stdout, err
     assert snapshot(out / 'store' / 'synthesize') == made and not list(out.rglob('*.tmp'))

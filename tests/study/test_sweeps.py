@@ -180,7 +180,7 @@ def test_ctrl_c_keeps_finished_cells(tmp_path):
     finally:
         child.kill()
     assert child.returncode in (130, -signal.SIGINT) and 'Traceback' not in stdout
-    assert err.strip().endswith('edc: interrupted; the same command goes on from here')
+    assert err.strip().endswith('edc: interrupted; run the same command again to resume')
     record, = Ledger(out / 'ledger.jsonl').records()
     was = stages(out / 'store')
     kept = sweep(small(**{'relabel.mode': 'online'}), {'evaluate.epochs': [4]}, out=out, progress=False)
