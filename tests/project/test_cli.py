@@ -320,3 +320,18 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     # a destructor that was interrupted may have complained before that
     assert err.strip().endswith('edc: interrupted; run the same command again to resume') and 'Traceback' not in stdout, err
     assert snapshot(out / 'store' / 'synthesize') == made and not list(out.rglob('*.tmp'))
+
+
+@pytest.mark.parametrize('args', [
+    ['run', 'edcc', '--dataset', 'digits', '--out', 'x'],
+    ['run', 'edc', '--dataset', 'cifar11', '--out', 'x'],
+    ['run', 'edc', '--dataset', 'digits', '--out', 'x', '--set', 'synthesize.iteration=3'],
+    ['sweep', 'edc', '--dataset', 'digits', '--out', 'x', '--vary', 'matching.alpha=1'],
+    ['protocol', 'edcc', '--dataset', 'digits', '--out', 'x'], ['recipes', 'edcc'], ['show', 'nowhere']],
+    ids=lambda args: ' '.join(args))
+def test_a_wrong_name_is_answered_before_torch_is_loaded(args, tmp_path):
+    code = 'import sys\nfrom edc_nb.cli import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules)'
+    done = subprocess.run([sys.executable, '-c', code, *args], env=edc_environment(), capture_output=True, text=True,
+                          cwd=tmp_path)
+    one_sentence(done.returncode, '', done.stderr)
+    assert not {'torch', 'torchvision', 'pandas'} & set(done.stdout.split())
