@@ -154,7 +154,8 @@ class _WithImages(_WithObservers):
         "`Synthetic` images."
         inputs, recipe = self.keys.synthetic(), self.recipe
         def make(checkpoint):
-            if self.imported: raise EdcError(f"the imported images are no longer in {self.store.root}; import them again")
+            if self.imported:
+                raise EdcError(f"the imported images are no longer in {self.store.root}; import them again")
             settings = recipe.synthesize, recipe.matching, recipe.bilevel
             how = dict(seed=self.seed, run=self.run, checkpoint=checkpoint)
             return synthesize(self.initial(), self.observers(), self.dataset, *settings, **how)

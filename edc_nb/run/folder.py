@@ -63,9 +63,9 @@ def _claim(out, chain, origin): # the first run writes run.json, a later one com
     if (out / 'run.json').exists(): return _same_run(out, recipe, now)
     write_text(out / 'recipe.yaml', recipe.to_yaml())
     absolute = lambda path: str(Path(path).resolve())
-    more = dict(name=recipe.name, hash=recipe.hash, dataset=dataset.name, classes=list(dataset.classes), size=dataset.size,
-                data=absolute(origin) if origin else None, info=dataset.info, store=absolute(chain.store.root),
-                weights={k: absolute(v) for k, v in chain.weights.items()},
+    more = dict(name=recipe.name, hash=recipe.hash, dataset=dataset.name, classes=list(dataset.classes),
+                size=dataset.size, info=dataset.info, store=absolute(chain.store.root),
+                data=absolute(origin) if origin else None, weights={k: absolute(v) for k, v in chain.weights.items()},
                 deterministic=run.deterministic, threads=torch.get_num_threads())
     write_json(out / 'run.json', now | more)
 
@@ -179,7 +179,8 @@ def _check_sources(chain): # imported images and foreign weights belong to this 
     needed = {name for name, _ in chain.keys.networks()}
     for name in chain.weights:
         if name not in needed:
-            raise EdcError(f"weights: {name!r} is none of this recipe's observers; accepted: {', '.join(sorted(needed))}")
+            raise EdcError(f"weights: {name!r} is none of this recipe's observers; "
+                           f"accepted: {', '.join(sorted(needed))}")
 
 def _make_labels(condensed): # of seed 0, where they are stored at all
     relabel = condensed.recipe.relabel

@@ -22,7 +22,7 @@ def environment(
 ) -> dict:
     "Where a number was made: device, versions, threads, commit, date."
     import edc_nb, torch, torchvision
-    from edc_nb.core.runtime import Runtime      # torch is slow to import, and who only reads a ledger needs none
+    from edc_nb.core.runtime import Runtime      # with torch, which reading a ledger need not wait for
     run = run or Runtime()
     dev = run.device
     name = torch.cuda.get_device_name(dev) if dev.type == 'cuda' else platform.processor() or platform.machine()
@@ -36,7 +36,7 @@ def _commit(): # of the checkout the library runs from; '+' where files differ f
     here = str(package_folder())
     def git(*words): return subprocess.run(['git', '-C', here, *words], capture_output=True, text=True, timeout=5)
     try:
-        if git('ls-files', '--error-unmatch', '--', here).returncode: return None    # installed, or in another repository
+        if git('ls-files', '--error-unmatch', '--', here).returncode: return None    # installed, or another repository
         head = git('rev-parse', '--short=10', 'HEAD').stdout.strip()
         changed = git('status', '--porcelain', '-uno', '--', here).stdout.strip()
         return head + ('+' if changed else '')
@@ -45,6 +45,7 @@ def _commit(): # of the checkout the library runs from; '+' where files differ f
 # %% ../../nbs/4_run/07_ledger.ipynb #65b835a4
 SCHEMA = 2
 
+# %% ../../nbs/4_run/07_ledger.ipynb #64789715
 class Ledger:
     "Records in a JSON-lines file."
     def __init__(self,
@@ -137,7 +138,7 @@ def save_measurement(
     run=None,                  # `Runtime`: device and precision; None is the CPU in fp32
     **how,                     # what a reader must know: recipe, recipe_hash, dataset, seed, command, ...
 ):
-    "Write a table of measurements with its settings and the `environment`; returns the path. Replaces the file atomically."
+    "Write a table of measurements with its settings and the `environment`, atomically; returns the path."
     table = frame.astype(object).where(frame.notna(), None).to_dict('split')
     write_json(path, dict(schema=1, kind='measurement', how=how, environment=environment(run),
                           columns=table['columns'], rows=table['data']))

@@ -51,7 +51,7 @@ def evaluate(
     seeds=1,                   # how many seeds, or a list of them
     *,
     changes:dict=None,         # other settings of `evaluate`, `augment` or `relabel`, e.g. `{'evaluate.zeta': 1}`
-    full_data='auto',          # the same student on all real images, as the upper mark: True, False, or if the store has it
+    full_data='auto',          # the same student on all real images, as the upper mark; 'auto': if the store has it
     ledger=None,               # a file to write records to beside the run's own
 ) -> Report:
     """Records of students trained on a condensed set; each is also written to the ledger.
@@ -71,6 +71,7 @@ def evaluate(
             for kept in ledgers: kept.add(records[-1:])
     return Report(records)
 
+# %% ../../nbs/4_run/06_report.ipynb #670cda05
 def _with_protocol(recipe, student, changes): # the recipe with another student and other settings of the protocol
     for name in changes:
         if name.split('.')[0] not in PROTOCOL:
@@ -93,9 +94,10 @@ def _record(chain, seed, full_data): # one student's line in the ledger
     return dict(
         recipe=recipe.name, recipe_hash=recipe.hash, settings=recipe.to_dict(), **_data_fields(dataset),
         ipc=recipe.ipc, images=len(images), images_hash=bytes_hash(images), student=recipe.evaluate.student, seed=seed,
-        chain_seed=chain.seed, last=result.last, best=result.best, best_epoch=result.best_epoch, raw_last=result.raw_last,
-        reported=recipe.evaluate.report, headline=headline, curve=result.curve, observers=observers, ensemble=ensemble,
-        full_data=full, notes=[n for part in doubts for n in part if n],
+        chain_seed=chain.seed,
+        last=result.last, best=result.best, best_epoch=result.best_epoch, raw_last=result.raw_last,
+        reported=recipe.evaluate.report, headline=headline, curve=result.curve,
+        observers=observers, ensemble=ensemble, full_data=full, notes=[n for part in doubts for n in part if n],
         seconds=chain.costs.seconds(), peak_mb=chain.costs.peaks(), environment=environment(chain.run))
 
 def _data_fields(dataset): # of a record
