@@ -27,7 +27,7 @@ app = typer.Typer(
 # click's class, or that of the copy which newer typers carry
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 'ClickException')
 
-# %% ../nbs/reference/cli.ipynb #3a24a350
+# %% ../nbs/reference/cli.ipynb #5fad110b
 _SWALLOW = ('__del__', '_remove', 'remove')     # destructors and the callbacks of weak references
 
 def _swallows(frame): # whether an exception raised in this frame would only be printed
@@ -36,7 +36,7 @@ def _swallows(frame): # whether an exception raised in this frame would only be 
         frame = frame.f_back
     return False
 
-# %% ../nbs/reference/cli.ipynb #78a869bb
+# %% ../nbs/reference/cli.ipynb #2ec20cd0
 @contextlib.contextmanager
 def _noticing(): # an interruption within the block ends in a KeyboardInterrupt, whatever it fell into
     pressed, again = [], hasattr(signal, 'setitimer')
@@ -55,7 +55,7 @@ def _noticing(): # an interruption within the block ends in a KeyboardInterrupt,
     finally:
         if ours: _handle(signal.default_int_handler, again)
 
-# %% ../nbs/reference/cli.ipynb #f238254f
+# %% ../nbs/reference/cli.ipynb #15f01563
 def _handle(handler, again): # what answers Ctrl-C, and the alarm that repeats it
     if again: signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGINT, handler)
@@ -64,7 +64,7 @@ def _handle(handler, again): # what answers Ctrl-C, and the alarm that repeats i
 def _show_warning(message, category, *where, **how): # a sentence without the line of code that it came from
     print(f"edc: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
-# %% ../nbs/reference/cli.ipynb #237bc5ff
+# %% ../nbs/reference/cli.ipynb #e63ba57d
 def main(
     args:list=None,     # command-line arguments; None takes the process's
 ):
@@ -107,7 +107,7 @@ _weights = typer.Option(None, '--weights', metavar='NAME=FILE',
 _ledger = typer.Option(None, help="write the records to this file too")
 _quiet = typer.Option(False, '--quiet', help="no progress bars")
 
-# %% ../nbs/reference/cli.ipynb #1abb5874
+# %% ../nbs/reference/cli.ipynb #851300d3
 def _files_of(items): # NAME=FILE
     out = {}
     for item in items or ():
@@ -127,7 +127,7 @@ def _refuse_failed(done): # of a sweep: what was computed is kept and printed, t
         raise EdcError(f"{len(done.failed)} of {len(done.cells)} cells failed, the others are kept; "
                        f"the first: {next(iter(done.failed.values()))}")
 
-# %% ../nbs/reference/cli.ipynb #9a8c60b4
+# %% ../nbs/reference/cli.ipynb #8dff07c0
 def _recipe_of(name, dataset, ipc, changes, data): # a named recipe, or one from a YAML file
     from edc_nb.data.known import check_place
     from edc_nb.recipes.registry import recipe
@@ -145,7 +145,7 @@ def _recipe_of(name, dataset, ipc, changes, data): # a named recipe, or one from
     if size is None and data is not None: size = _own_size(dataset, data)
     return recipe(name, dataset, 10 if ipc is None else ipc, size=size).replace(changes)
 
-# %% ../nbs/reference/cli.ipynb #7a414036
+# %% ../nbs/reference/cli.ipynb #43f868c5
 def _recipe_in(path): # the recipe of a YAML file
     if not Path(path).is_file(): raise EdcError(f"recipe: {path} does not exist")
     try: return from_yaml(Path(path).read_text(encoding='utf-8'))
@@ -175,7 +175,7 @@ def _print_run(condensed, report): # the report, the networks behind it, and whe
     print(f"images: {condensed.out / 'contact_sheet.png'}   condensed set: {condensed.folder}   "
           f"ledger: {condensed.out / 'ledger.jsonl'}")
 
-# %% ../nbs/reference/cli.ipynb #44689e6f
+# %% ../nbs/reference/cli.ipynb #cd248e04
 @app.command(help="Condense a dataset and evaluate students on the result. Run the same command again to resume.")
 def run(
     recipe:str = typer.Argument(..., help="edc, edc-released, random-real, ... (`edc recipes`), or a YAML file"),
@@ -200,7 +200,7 @@ def run(
     what = _recipe_of(recipe, dataset, ipc, changes, data), _files_of(weights), student
     _run(*what, data, out, seeds, full_data, ledger, progress=not quiet, **how)
 
-# %% ../nbs/reference/cli.ipynb #99ff1591
+# %% ../nbs/reference/cli.ipynb #d4f03645
 def _run(recipe, weights, student, data, out, seeds, full_data, ledger, **how):
     from edc_nb.recipes.base import for_student
     if student: recipe = for_student(recipe, student)
@@ -240,7 +240,7 @@ def sweep(
     _sweep(recipes, space, data, out, chain_seeds=chain_seeds, students=student or None, store=store,
            weights=_files_of(weights), ledger=ledger, **how)
 
-# %% ../nbs/reference/cli.ipynb #96f10641
+# %% ../nbs/reference/cli.ipynb #8427143f
 def _search(recipes, space, data, out, trials, pareto, **how):
     if len(recipes) > 1: raise EdcError(f"--trials: a search starts from one recipe, got {len(recipes)}")
     from edc_nb.study.search import search
@@ -253,7 +253,7 @@ def _sweep(recipes, space, data, out, **how):
     print(f"{done}\n\nledger: {out / 'ledger.jsonl'}")
     _refuse_failed(done)
 
-# %% ../nbs/reference/cli.ipynb #d3453e8c
+# %% ../nbs/reference/cli.ipynb #68d15210
 @app.command(help="Run the cells of a table of the paper that are still missing, and print them beside the paper's.")
 def reproduce(
     table:str = typer.Argument(..., help="e.g. table5; `edc tables` lists them"),
@@ -275,7 +275,7 @@ def reproduce(
                      changes=changes, device=device, ledger=ledger, progress=not quiet)
     print(rows.to_string(index=False))
 
-# %% ../nbs/reference/cli.ipynb #4c7f4421
+# %% ../nbs/reference/cli.ipynb #8df13a53
 @app.command(help="List the paper's tables, or print one beside our numbers.")
 def tables(
     table:Optional[str] = typer.Argument(None, help="a table to print"),
@@ -325,7 +325,7 @@ def recipes(
     with pd.option_context('display.max_rows', None, 'display.max_colwidth', 110, 'display.width', 250):
         print(found.diff(recipe(against, dataset, ipc)) if against else found.table().to_string(justify='left'))
 
-# %% ../nbs/reference/cli.ipynb #f8d08a9a
+# %% ../nbs/reference/cli.ipynb #cf46ba58
 @app.command(help="Show a run: what it is, what it made, how its students did.")
 def show(
     folder:Path = typer.Argument(..., help="the folder given to `edc run --out`"),
@@ -343,14 +343,14 @@ def show(
     print(summarize(records).to_string(index=False) if records else "no student was evaluated yet")
     if (folder / 'contact_sheet.png').is_file(): print(f"images: {folder / 'contact_sheet.png'}")
 
-# %% ../nbs/reference/cli.ipynb #e366a275
+# %% ../nbs/reference/cli.ipynb #d13c4255
 _PACKAGES = {     # of each extra; '' is what the library itself needs
     '':       ('torch', 'torchvision', 'numpy', 'scipy', 'pandas', 'pyarrow', 'pillow', 'matplotlib', 'tqdm',
                'safetensors', 'filelock', 'typer', 'pyyaml'),
     'models': ('timm',),
-    'lab':    ('jupyterlab', 'ipywidgets'),
+    'lab':    ('jupyterlab', 'ipywidgets', 'nbdev'),
     'search': ('optuna',),
-    'dev':    ('nbdev', 'pytest'),
+    'dev':    ('pytest', 'nbclient', 'ruff'),
 }
 
 def _version(package): # None where it is missing
@@ -364,7 +364,7 @@ def _how_to_install(package, extra): # a command that works: in a checkout, its 
     ours = f"-e '{checkout}[{extra}]'" if (checkout / 'settings.ini').is_file() else f"'edc_nb[{extra}]'"
     return f"missing: pip install {ours}"
 
-# %% ../nbs/reference/cli.ipynb #37d9a5a7
+# %% ../nbs/reference/cli.ipynb #1b063562
 @app.command(help="Versions, device, and what is missing.")
 def doctor():
     import edc_nb, platform, torch
@@ -396,7 +396,7 @@ def export_(
     condensed = load_condensed(folder, data, progress=not quiet)
     print(export_condensed(condensed, to, layout, seeds=seeds, licence=licence, method=method))
 
-# %% ../nbs/reference/cli.ipynb #a8f5a108
+# %% ../nbs/reference/cli.ipynb #3402e8fb
 @app.command('import', help="Evaluate a condensed set that was made elsewhere, or exported, under our protocols.")
 def import_(
     path:Path = typer.Argument(..., help="an export, a folder of synthetic images, an archive, parquet or .pt file"),
@@ -425,7 +425,7 @@ def import_(
     print(condensed, evaluate(condensed, student, seeds, ledger=ledger), sep='\n')
     print(f"ledger: {condensed.out / 'ledger.jsonl'}")
 
-# %% ../nbs/reference/cli.ipynb #c7db49c9
+# %% ../nbs/reference/cli.ipynb #f836c6df
 @app.command(help="All methods side by side: their images under one protocol, and each under its own, "
                   "with random-real twins.")
 def methods(
@@ -471,7 +471,7 @@ def protocol(
     steps = decompose(what, data, out, seeds=seeds, large=large, device=device, ledger=ledger, progress=not quiet)
     print(steps.table().to_string())
 
-# %% ../nbs/reference/cli.ipynb #26bc222f
+# %% ../nbs/reference/cli.ipynb #b4f46a0c
 @app.command(help="Score a run as others do: hard-label recovery, improvement over random, "
                   "label- and augmentation-robust scores.")
 def scores(
@@ -503,7 +503,7 @@ def _study_of(name): # the function of a study
     module, function = STUDIES[one_of('study', name, STUDIES)].split('.')
     return getattr(import_module(f'edc_nb.diagnostics.{module}'), function)
 
-# %% ../nbs/reference/cli.ipynb #42c6a2fd
+# %% ../nbs/reference/cli.ipynb #2631514e
 @app.command(help=f"Measure what the images and their students are like: {', '.join(STUDIES)}. "
                   "Finished parts are kept; run the same command again to resume.")
 def diagnose(
