@@ -14,14 +14,14 @@ FOLDERS = {
     '1_start':   ('Start', 'the idea in plain torch, a first run, one choice changed'),
     '2_stages':  ('Stages', 'the method, stage by stage'),
     '3_recipes': ('Recipes', 'every method as a value'),
-    '4_run':     ('Runs', 'what depends on what, the store, records, processes, other projects\' layouts'),
+    '4_run':     ('Runs', "what depends on what, the store, records, processes, other projects' layouts"),
     '5_study':   ('Studies', 'questions asked of many runs, and what images and students are like'),
     '6_paper':   ('The paper', 'what is printed, and ours beside it'),
     'reference': ('Reference', 'what the other notebooks stand on'),
 }
 ORDER = {
-    '6_paper': ['tables', 'reproduce', 'edc_from_scratch', 'released', 'cifar10_small', 'methods', 'configs', 'schedules',
-                'flatness', 'blend', 'observers', 'budget', 'images', 'figures', 'all_figures', 'claims', 'theory',
+    '6_paper': ['tables', 'reproduce', 'edc_from_scratch', 'released', 'cifar10_small', 'methods', 'configs',
+                'schedules', 'flatness', 'blend', 'observers', 'budget', 'images', 'figures', 'all_figures', 'claims', 'theory',
                 'theory_initialisation', 'theory_matching', 'theory_decoupling', 'theory_sam', 'theory_ema',
                 'theory_schedules', 'hessian', 'gradients', 'landscape'],
     'reference': ['settings', 'registry', 'stats', 'runtime', 'files', 'plotting', 'docs', 'known', 'images', 'sources',
@@ -68,8 +68,9 @@ def with_neighbors(path, order):
 
 def contents(order):
     "The text of nbs/README.md."
-    parts = ['# All notebooks', 'In reading order. Each runs top to bottom on a CPU in about a minute or less, and needs no '
-             'download. Notebooks that export a module are the source of the library: see '
+    parts = ['# All notebooks',
+             'In reading order. Each runs top to bottom on a CPU in about a minute or less, and needs no download. '
+             'Notebooks that export a module are the source of the library: see '
              '[CONTRIBUTING.md](../CONTRIBUTING.md). The [index](index.ipynb) is the front page.']
     for folder, (heading, about) in FOLDERS.items():
         rows = [f'| [{title}]({p.relative_to(NBS).as_posix()}) | {summary} |' for p in order if p.parent.name == folder

@@ -22,9 +22,9 @@ HELD_OUT = {'data.validation': 5000}    # settings are chosen without the test s
 
 def cells():
     "(recipe, number of seeds, train the full-data reference) in order of importance."
+    from edc_nb.paper.reproduce import rows
     from edc_nb.recipes.base import for_student
     from edc_nb.recipes.registry import recipe
-    from edc_nb.paper.reproduce import rows
 
     def cell(name, ipc=10, changes=None, student='resnet18', seeds=3, full=False):
         return for_student(recipe(name, 'cifar10', ipc).replace(changes or {}), student), seeds, full
@@ -67,7 +67,7 @@ def missing(r, seeds, ledgers):
 def run_cell(args):
     "In the child: condense and evaluate one cell."
     from edc_nb import condense, evaluate
-    from edc_nb.core.settings import from_yaml, EdcError
+    from edc_nb.core.settings import EdcError, from_yaml
     r, work = from_yaml(Path(args.cell).read_text()), Path(args.work)
     r = r.replace(name=args.name)
     # students of one condensed set share its folder, so that a further architecture costs only itself

@@ -47,7 +47,8 @@ def test_a_setting_is_explained_in_the_help_of_its_section():
     from edc_nb.core.settings import SECTIONS
     for section, cls in SECTIONS.items():
         for name, field in cls.__dataclass_fields__.items():
-            assert f"\n    {field.metadata['note']}" in cls.__doc__ and f"\n{name} : " in cls.__doc__, f'{section}.{name}'
+            assert f"\n{name} : " in cls.__doc__, f'{section}.{name}'
+            assert f"\n    {field.metadata['note']}" in cls.__doc__
 
 
 def test_what_is_not_the_modules_own_is_left_alone():

@@ -73,7 +73,8 @@ def test_metadata_says_what_settings_ini_says(wheel):
     config.read(ROOT / 'settings.ini', encoding='utf-8')
     cfg, m = config['DEFAULT'], email.message_from_string(meta(wheel, 'METADATA'))
     assert (m['Name'].replace('-', '_'), m['Version'], m['Requires-Python']) == ('edc_nb', cfg['version'], '>=3.10')
-    assert (m['License-Expression'] or m['License']) == 'Apache-2.0' and 'Apache License' in meta(wheel, 'licenses/LICENSE')
+    assert (m['License-Expression'] or m['License']) == 'Apache-2.0' and 'Apache License' in meta(wheel,
+        'licenses/LICENSE')
     assert m.get_payload().strip() == (ROOT / 'README.md').read_text(encoding='utf-8').strip()
     assert set(m.get_all('Provides-Extra')) == {'models', 'lab', 'search', 'diagnostics', 'dev'}
     assert re.search(r'^edc ?= ?edc_nb\.cli:main$', meta(wheel, 'entry_points.txt'), re.M)
@@ -95,7 +96,8 @@ def test_the_lab_extra_installs_what_the_notebooks_import():
     config = ConfigParser(delimiters=['='])
     config.read(ROOT / 'settings.ini', encoding='utf-8')
     listed = shlex.split(config['DEFAULT']['requirements']) + shlex.split(config['DEFAULT']['lab_requirements'])
-    have = {canonicalize_name(Requirement(r).name) for r in listed} | {'edc-nb', 'ipython'}      # of jupyterlab's kernel
+    # of jupyterlab's kernel
+    have = {canonicalize_name(Requirement(r).name) for r in listed} | {'edc-nb', 'ipython'}
     distributions, missing = importlib.metadata.packages_distributions(), {}
     for path in (ROOT / 'nbs').rglob('*.ipynb'):
         cells = json.loads(path.read_text(encoding='utf-8'))['cells']
@@ -121,7 +123,8 @@ def test_source_archive_is_whole(built):
     with tarfile.open(path) as tar:
         names = {m.name.split('/', 1)[1]: m for m in tar if m.isfile()}
         assert names.keys() >= PACKAGE | {'settings.ini', 'setup.py', 'pyproject.toml', 'LICENSE', 'README.md'}
-        assert tar.extractfile(names['edc_nb/assets/digits.npz']).read() == (ROOT / 'edc_nb/assets/digits.npz').read_bytes()
+        assert tar.extractfile(names['edc_nb/assets/digits.npz']).read() == (
+            ROOT / 'edc_nb/assets/digits.npz').read_bytes()
 
 
 def test_a_wheel_from_the_source_archive_is_the_same(built, wheel):

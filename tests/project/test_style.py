@@ -24,7 +24,8 @@ def test_ruff_finds_nothing():
 
 
 def test_lines_cells_and_functions_are_short():
-    found = [f for p in check_lines.all_files([ROOT / d for d in ('nbs', 'tests', 'tools')]) for f in check_lines.findings(p)]
+    files = check_lines.all_files([ROOT / d for d in ('nbs', 'tests', 'tools')])
+    found = [f for path in files for f in check_lines.findings(path)]
     assert not found, '\n'.join(found)
 
 

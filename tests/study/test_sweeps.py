@@ -10,15 +10,25 @@ from collections import Counter
 
 import pytest
 
-from kit import (
-    count, edc_environment, essence, new_stages, one_sentence, plain, sets, small, small_changes, stages, without_warnings
-)
 from edc_nb.core.settings import parse_set
 from edc_nb.recipes.base import random_real
 from edc_nb.run.folder import condense
 from edc_nb.run.ledger import Ledger
 from edc_nb.run.report import evaluate
 from edc_nb.study.sweeps import sweep
+from kit import (
+    count,
+    edc_environment,
+    essence,
+    new_stages,
+    one_sentence,
+    plain,
+    sets,
+    small,
+    small_changes,
+    stages,
+    without_warnings,
+)
 
 
 def test_cells_of_a_sweep_share_stages(tmp_path):
