@@ -21,9 +21,10 @@ FOLDERS = {
 }
 ORDER = {
     '6_paper': ['tables', 'reproduce', 'edc_from_scratch', 'released', 'cifar10_small', 'methods', 'configs',
-                'schedules', 'flatness', 'blend', 'observers', 'budget', 'images', 'figures', 'all_figures', 'claims', 'theory',
-                'theory_initialisation', 'theory_matching', 'theory_decoupling', 'theory_sam', 'theory_ema',
-                'theory_schedules', 'hessian', 'gradients', 'landscape'],
+                'schedules', 'flatness', 'blend', 'observers', 'budget', 'images', 'figures',
+                'all_figures', 'claims', 'theory', 'theory_initialisation', 'theory_matching',
+                'theory_decoupling', 'theory_sam', 'theory_ema', 'theory_schedules', 'hessian',
+                'gradients', 'landscape'],
     'reference': ['settings', 'registry', 'stats', 'runtime', 'files', 'plotting', 'docs', 'known', 'images', 'sources',
                   'readers', 'open', 'architectures', 'helpers', 'weights', 'init', 'main', 'cli'],
 }

@@ -4,8 +4,8 @@ import io
 import json
 import pickle
 import random
-import struct
 import shutil
+import struct
 import tarfile
 import time
 import zipfile
