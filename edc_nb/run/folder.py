@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from pathlib import Path
 from ..core.files import Store, atomic_path, bytes_hash, read_json, write_json, write_text
 from ..core.plotting import image_rows
-from ..core.runtime import make_runtime
+from ..core.runtime import make_runtime, resumable
 from ..core.settings import EdcError, Recipe, diff, from_yaml
 from ..data.images import Dataset
 from ..data.open import open_dataset
@@ -134,6 +134,7 @@ class Condensed:
         return f"Condensed({self.recipe.name}, {data}: {len(self.images)} images of {size} pixels in {self.out})"
 
 # %% ../../nbs/4_run/05_folder.ipynb #029580d3
+@resumable
 def condense(
     recipe:Recipe,               # what to run, e.g. `recipe('edc', 'cifar10', ipc=10)`
     data=None,                   # a folder, parquet files, an archive, an open `Dataset`; None for sets known by name
@@ -188,6 +189,7 @@ def _make_labels(condensed): # of seed 0, where they are stored at all
     condensed.chain.labels(condensed.chain.stream(condensed.images, condensed.labels, 0))
 
 # %% ../../nbs/4_run/05_folder.ipynb #1a92721c
+@resumable
 def load_condensed(
     out,                   # a run's folder
     data=None,             # where the images are now; None takes the recorded place

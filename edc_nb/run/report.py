@@ -8,6 +8,7 @@ __all__ = ['Report', 'weak_observers', 'evaluate']
 # %% ../../nbs/4_run/06_report.ipynb #98a6455e
 from dataclasses import dataclass
 from ..core.files import bytes_hash
+from ..core.runtime import resumable
 from ..core.settings import EdcError, PROTOCOL, overrides
 from ..recipes.base import for_student
 from .checks import check_recipe
@@ -45,6 +46,7 @@ def weak_observers(
     return out
 
 # %% ../../nbs/4_run/06_report.ipynb #1046db0c
+@resumable
 def evaluate(
     condensed:Condensed,       # a condensed set
     student:str=None,          # architecture, at the learning rate its method gave it; None takes the recipe's
@@ -71,7 +73,7 @@ def evaluate(
             for kept in ledgers: kept.add(records[-1:])
     return Report(records)
 
-# %% ../../nbs/4_run/06_report.ipynb #670cda05
+# %% ../../nbs/4_run/06_report.ipynb #fa729b57
 def _with_protocol(recipe, student, changes): # the recipe with another student and other settings of the protocol
     for name in changes:
         if name.split('.')[0] not in PROTOCOL:
