@@ -9,8 +9,10 @@ __all__ = ['statistic_gaps', 'plot_statistic_gaps', 'teacher_logits', 'label_rep
 # %% ../../nbs/5_study/08_measures.ipynb #087b27e5
 import itertools
 import math
+
 import torch
 import torch.nn as nn
+
 from ..core.plotting import INK, add_legend, new_axes
 from ..core.runtime import Runtime, generator
 from ..core.settings import EdcError, one_of

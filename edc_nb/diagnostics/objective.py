@@ -7,9 +7,11 @@ __all__ = ['SynthesisLoss', 'synthesis_loss']
 
 # %% ../../nbs/5_study/12_objective.ipynb #a4a30cd2
 import copy
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
-from dataclasses import replace
+
 from ..core.runtime import generator
 from ..core.settings import EdcError, MatchingSettings, SynthesizeSettings
 from ..data.augment import crop_resize, draw_crop
