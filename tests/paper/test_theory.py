@@ -98,7 +98,7 @@ def test_estimated_error_covers_the_true_one(gen):
     for _ in range(30):
         q = random_mixture(gen, ratio=3.)
         best = entropy(q, 64)[0]
-        for order in (2, 4, 8, 16):
+        for order in (4, 8, 16):        # two rules of 1 and 2 nodes can agree by accident
             value, error = entropy(q, order)
             assert abs(value - best) <= error + 1e-12 * (1 + abs(best))
 
