@@ -160,8 +160,10 @@ def test_grids_draw_the_sheets_images(tmp_path, gen):
     sheet = Sheet({'first': torch.randint(0, 256, (3, 3, 12, 12), generator=gen).byte(), 'second': torch.randint(0, 256, (3, 3, 12, 12), generator=gen).byte()}, list('xyz'), dict(dataset='tiny_imagenet', classes=20, ipc=5))
     fig = figure_9(sheet.save(tmp_path / 's.png'))
     drawn = fig.axes[0].images[0].get_array()
-    assert (drawn[:12, 13:25] == sheet.rows['first'][1].permute(1, 2, 0).numpy()).all()
-    assert (drawn[13:25, 26:38] == sheet.rows['second'][2].permute(1, 2, 0).numpy()).all()
+    for name, row, column in (('first', 0, 1), ('second', 13, 2)):
+        cell = drawn[row:row + 12, 13 * column:13 * column + 12]
+        assert (cell[..., :3] == sheet.rows[name][column].permute(1, 2, 0).numpy()).all()
+        assert (cell[..., 3] == 255).all() and (drawn[row + 12, :, 3] == 0).all()      # the gap is transparent
     said = texts(fig)
     assert 'tiny_imagenet, 20 classes, 5 per class' in said and 'first' in said and 'z' in said
     split = grid_figure(sheet, 'two groups', split=1).axes[0].images[0].get_array()
