@@ -260,10 +260,9 @@ def _sheet(source, name): # the same for sheets
     return Sheet.load(source) if isinstance(source, (str, Path)) else source
 
 # %% ../../nbs/6_paper/figures.ipynb #79faee5c
-def _png(fig): # the picture as bytes
+def _png(fig): # the picture as bytes, with a palette
     full, small = io.BytesIO(), io.BytesIO()
     fig.savefig(full, format='png')
-    if full.tell() < 150_000: return full.getvalue()
     Image.open(full).convert('RGBA').quantize(256, Image.Quantize.FASTOCTREE).save(small, 'PNG', optimize=True)
     return small.getvalue()
 
@@ -320,6 +319,11 @@ def _in_groups(rows, split): # the rows with an empty one between groups of `spl
     return out
 
 # %% ../../nbs/6_paper/figures.ipynb #f5c79677
+def _drawn_side(size, wished): # pixels of an image's side, 48 at least; whole multiples for small images
+    return max(48, wished) if size >= 48 else size * max(-(-48 // size), wished // size)
+
+def _whole(inches): return round(inches * STYLE['figure.dpi']) / STYLE['figure.dpi']
+
 def grid_figure(
     sheet:Sheet,         # what to draw
     title:str,           # above it
@@ -328,11 +332,12 @@ def grid_figure(
 ):
     "The images of a sheet with the names of its rows and columns: a matplotlib `Figure`."
     rows, (n, size) = _in_groups(sheet.rows, split), _checked_rows(sheet.rows)
-    step, label = size + max(1, size // 16), .085 * max(map(len, rows)) + .2         # as `image_rows` has them
-    side = max((width - label) / n, 49 / STYLE['figure.dpi'] * step / size)          # of an image and its gap, inches
+    label, step, dpi = _whole(.085 * max(map(len, rows)) + .2), size + max(1, size // 16), STYLE['figure.dpi']
+    wished = (width - label) / n * dpi * size / step                                # without the gap of `image_rows`
+    side = _drawn_side(size, int(wished)) * step / size / dpi                       # with it, in inches
     width = label + n * side
     lines = textwrap.wrap(title, int(14 * width))
-    head = .17 * len(lines) + (.35 if sheet.columns else .12)
+    head = _whole(.17 * len(lines) + (.35 if sheet.columns else .12))
     fig, ax = _drawing((width, len(rows) * side + head), layout=None)
     ax.set_position((label / width, 0, 1 - label / width, len(rows) * side / fig.get_figheight()))
     image_rows(rows, ax)
