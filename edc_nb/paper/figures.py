@@ -324,6 +324,7 @@ def _drawn_side(size, wished): # pixels of an image's side, 48 at least; whole m
 
 def _whole(inches): return round(inches * STYLE['figure.dpi']) / STYLE['figure.dpi']
 
+# %% ../../nbs/6_paper/figures.ipynb #f1986c0a
 def grid_figure(
     sheet:Sheet,         # what to draw
     title:str,           # above it
