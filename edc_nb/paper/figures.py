@@ -324,7 +324,7 @@ def _drawn_side(size, wished): # pixels of an image's side, 48 at least; whole m
 
 def _whole(inches): return round(inches * STYLE['figure.dpi']) / STYLE['figure.dpi']
 
-# %% ../../nbs/6_paper/figures.ipynb #f1986c0a
+# %% ../../nbs/6_paper/figures.ipynb #a9c3c6f4
 def grid_figure(
     sheet:Sheet,         # what to draw
     title:str,           # above it
@@ -356,9 +356,8 @@ def _printed_configurations():
     return df.assign(config=list('ABCDEFG'), accuracy=df.top1, sd=None, students=None, time=df.synthesis_hours,
                      unit='hours', data='imagenet1k', classes=1000)[_COLUMNS]
 
-def _records_of(row, files): # of a row's recipe, one per data and seeds; a later record replaces an earlier one
-    records = [r for file in files for r in Ledger(file).records()] if row.recipe else []
-    own = [r for r in records if r.get('recipe_hash') == row.recipe.hash]
+def _records_of(row, records): # of a row's recipe, one per data and seeds; a later record replaces an earlier one
+    own = [r for r in records if row.recipe and r.get('recipe_hash') == row.recipe.hash]
     return list({(r.get('data_hash'), r.get('chain_seed'), r.get('seed')): r for r in own}.values())
 
 def _configuration(letter, records):
@@ -381,7 +380,8 @@ def configurations(
     one_of('scale', scale, ('paper', *SCALES))
     if scale == 'paper': return _printed_configurations()
     files = ledger_files(_results() if ledger is None else ledger)
-    ours = [_records_of(row, files) for row in rows('figure1', scale, dataset)]
+    records = [record for file in files for record in Ledger(file).records()]
+    ours = [_records_of(row, records) for row in rows('figure1', scale, dataset)]
     return pd.DataFrame([_configuration(*pair) for pair in zip('ABCDEFG', ours)], columns=_COLUMNS)
 
 # %% ../../nbs/6_paper/figures.ipynb #92473ed8
