@@ -9,6 +9,7 @@ __all__ = ['PRIOR', 'GRIDS', 'FIGURES', 'Sheet', 'sheet_of_run', 'sheet_of_start
            'figure_6', 'figure']
 
 # %% ../../nbs/6_paper/figures.ipynb #16b9fcff
+import base64
 import dataclasses
 import functools
 import io
@@ -270,8 +271,10 @@ def _png(fig): # the picture as bytes, with a palette
 def _figure_class(): # a Figure whose picture in a notebook is that of `_png`
     from matplotlib.figure import Figure
     class Shown(Figure):
-        def _repr_mimebundle_(self, include=None, exclude=None):
-            return {'image/png': _png(self), 'text/plain': repr(self)}
+        def _ipython_display_(self): # the one method that goes before what notebooks know of figures
+            from IPython.display import display
+            picture = base64.b64encode(_png(self)).decode()
+            display({'image/png': picture, 'text/plain': repr(self)}, raw=True)
     return Shown
 
 def _drawing(size, shape=None, **how): # (figure, axes) in the library's look, which no window holds
@@ -324,7 +327,7 @@ def _drawn_side(size, wished): # pixels of an image's side, 48 at least; whole m
 
 def _whole(inches): return round(inches * STYLE['figure.dpi']) / STYLE['figure.dpi']
 
-# %% ../../nbs/6_paper/figures.ipynb #a9c3c6f4
+# %% ../../nbs/6_paper/figures.ipynb #f1986c0a
 def grid_figure(
     sheet:Sheet,         # what to draw
     title:str,           # above it
