@@ -17,17 +17,24 @@ import torch.nn.functional as F
 from edc_nb.core.files import Checkpoint, Store
 from edc_nb.core.runtime import Runtime, generator
 from edc_nb.core.settings import (
-    AugmentSettings, DataSettings, EvaluateSettings, InitializeSettings, MatchingSettings, RelabelSettings,
-    SqueezeSettings, SynthesizeSettings
+    AugmentSettings,
+    DataSettings,
+    EvaluateSettings,
+    InitializeSettings,
+    MatchingSettings,
+    RelabelSettings,
+    SqueezeSettings,
+    SynthesizeSettings,
 )
 from edc_nb.data.augment import augment, crop_resize, draw, draw_crop
 from edc_nb.data.images import Dataset, ImageSet
 from edc_nb.data.open import open_dataset
-from edc_nb.models import weights     # its `build_model` is replaced, and that of two stages
+from edc_nb.models import weights  # its `build_model` is replaced, and that of two stages
 from edc_nb.models.registry import build_model
 from edc_nb.recipes.registry import recipe
 from edc_nb.run.chain import Chain
-from edc_nb.stages import squeeze as squeeze_stage, students as student_stage
+from edc_nb.stages import squeeze as squeeze_stage
+from edc_nb.stages import students as student_stage
 from edc_nb.stages.initialize import initialize
 from edc_nb.stages.matching import collect_statistics, make_targets
 from edc_nb.stages.relabel import Labels, Teachers, ViewStream, make_labels
