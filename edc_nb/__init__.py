@@ -8,6 +8,10 @@ __all__ = []
 # %% ../nbs/reference/init.ipynb #77794cf9
 __version__ = "0.1.0"
 
+from .core.docs import install
+
+install(__name__)     # `help` and Shift-Tab show the comments beside parameters
+
 _places = {
     'EdcError': 'core.settings',
     'Recipe': 'core.settings',

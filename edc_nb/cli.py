@@ -8,46 +8,65 @@ __all__ = ['app', 'STUDIES', 'main', 'run', 'sweep', 'reproduce', 'tables', 'qui
 
 # %% ../nbs/reference/cli.ipynb #4ea847a9
 import contextlib
+import importlib.metadata
 import signal
 import sys
 import threading
-import typer
 import warnings
 from pathlib import Path
 from typing import List, Optional
-from .core.settings import EdcError, from_yaml, parse_set
+
+import typer
+
+from .core.settings import EdcError, from_yaml, one_of, parse_set
 
 # %% ../nbs/reference/cli.ipynb #8640c415
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=dict(help_option_names=['-h', '--help'], max_content_width=110),
-                  help="Dataset condensation: EDC, its baselines and honest comparisons. Start with `edc quickstart`.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings=dict(help_option_names=['-h', '--help'], max_content_width=110),
+    help="Dataset condensation: EDC, its baselines and honest comparisons. Start with `edc quickstart`.")
 
-_UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 'ClickException')   # of click, or of the copy that newer typers carry
+# click's class, or that of the copy which newer typers carry
+_UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == 'ClickException')
 
+# %% ../nbs/reference/cli.ipynb #5fad110b
+_SWALLOW = ('__del__', '_remove', 'remove')     # destructors and the callbacks of weak references
+
+def _swallows(frame): # whether an exception raised in this frame would only be printed
+    while frame:
+        if frame.f_code.co_name in _SWALLOW: return True
+        frame = frame.f_back
+    return False
+
+# %% ../nbs/reference/cli.ipynb #2ec20cd0
 @contextlib.contextmanager
-def _noticing(): # Ctrl-C may fall into C code that turns it into another error, or into a destructor that swallows it: remember it, and ask again
+def _noticing(): # an interruption within the block ends in a KeyboardInterrupt, whatever it fell into
     pressed, again = [], hasattr(signal, 'setitimer')
+    ours = (threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
     def on_interrupt(_, frame):
         pressed.append(True)
-        swallowed = False
-        while frame: swallowed, frame = swallowed or frame.f_code.co_name in ('__del__', '_remove', 'remove'), frame.f_back      # destructors and weak references
+        swallowed = _swallows(frame)
         if again: signal.setitimer(signal.ITIMER_REAL, .02 if swallowed else 3)
         if not (again and swallowed): raise KeyboardInterrupt
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, on_interrupt)
-        if again: signal.signal(signal.SIGALRM, on_interrupt)
+    if ours: _handle(on_interrupt, again)
     try: yield
     except Exception:
         if pressed: raise KeyboardInterrupt from None
         raise
     finally:
-        if ours:
-            if again: signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if ours: _handle(signal.default_int_handler, again)
+
+# %% ../nbs/reference/cli.ipynb #15f01563
+def _handle(handler, again): # what answers Ctrl-C, and the alarm that repeats it
+    if again: signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGINT, handler)
+    if again and handler is not signal.default_int_handler: signal.signal(signal.SIGALRM, handler)
 
 def _show_warning(message, category, *where, **how): # a sentence without the line of code that it came from
     print(f"edc: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
+# %% ../nbs/reference/cli.ipynb #e63ba57d
 def main(
     args:list=None,     # command-line arguments; None takes the process's
 ):
@@ -61,21 +80,37 @@ def main(
         print(f"edc: {e}", file=sys.stderr)
         sys.exit(2)
     except _UsageError as e:
-        if not (args or sys.argv[1:]):               # `edc` alone asks for help
+        if not (args or sys.argv[1:]):               # `edc` alone shows the help
             print(e.format_message())
             sys.exit(0)
         print(f"edc: {' '.join(e.format_message().split())} (see `edc --help`)", file=sys.stderr)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        print("edc: interrupted; the same command goes on from here", file=sys.stderr)
+        print("edc: interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
 
 # %% ../nbs/reference/cli.ipynb #e9ce8315
+_recipes = typer.Argument(..., help="one or several of `edc recipes`, or YAML files")
+_dataset = typer.Option(None, help="digits, cifar10, cifar100, tiny_imagenet, imagenet10, imagenet1k, "
+                                   "or a name for your own images")
+_ipc = typer.Option(None, help="synthetic images per class [default: 10]")
+_data = typer.Option(None, help="where the images are: an image folder, Hugging Face parquet files, or a known "
+                                "archive; not needed for digits, nor where a dataset can be downloaded")
+_moved = typer.Option(None, help="where the real images are now [default: the recorded place]")
+_scale = typer.Option('full', help="full (the paper's data), subset (3,000 CIFAR-10 images) or tiny (digits)")
+_student = typer.Option(None, help="architecture to train [default: the recipe's]")
+_changes = typer.Option(None, '--set', metavar='SECTION.FIELD=VALUE', help=(
+    "change a setting, e.g. synthesize.iterations=50; may be repeated (`edc recipes NAME` lists all settings)"))
+_chain_seeds = typer.Option(1, min=1, help="repetitions of the whole chain, observers included")
 _device = typer.Option('auto', help="auto (CUDA where there is one), cpu, cuda, cuda:1, mps")
-_data = typer.Option(None, help="where the images are: an image folder, Hugging Face parquet files, or a known archive; not needed for digits, nor where a dataset can be downloaded")
-_set = typer.Option(None, '--set', metavar='ROOM.FIELD=VALUE', help="change a setting, e.g. synthesize.iterations=50; may be repeated (`edc recipes NAME` lists all settings)")
+_store = typer.Option(None, help="keep stages here instead of OUT/store; runs that share a store share stages")
+_weights = typer.Option(None, '--weights', metavar='NAME=FILE',
+                        help="an observer trained elsewhere; may be repeated")
+_ledger = typer.Option(None, help="write the records to this file too")
+_quiet = typer.Option(False, '--quiet', help="no progress bars")
 
-def _weights(items): # NAME=FILE
+# %% ../nbs/reference/cli.ipynb #851300d3
+def _files_of(items): # NAME=FILE
     out = {}
     for item in items or ():
         name, eq, path = item.partition('=')
@@ -83,120 +118,171 @@ def _weights(items): # NAME=FILE
         out[name] = path
     return out
 
-def _recipe(name, dataset, ipc, changes, data): # a named recipe, or one from a YAML file
-    from edc_nb.recipes.registry import recipe
-    if name.endswith(('.yaml', '.yml')):
-        if not Path(name).is_file(): raise EdcError(f"recipe: {name} does not exist")
-        try: text = Path(name).read_text(encoding='utf-8')
-        except UnicodeDecodeError: raise EdcError(f"recipe: {name} is not a text file (UTF-8)") from None
-        r = from_yaml(text)
-        return r.replace(({'data.name': dataset} if dataset else {}) | parse_set(changes or ()), **(dict(ipc=ipc) if ipc is not None else {}))
-    if not dataset: raise EdcError("--dataset: not given; accepted: digits, cifar10, cifar100, tiny_imagenet, imagenet10, imagenet1k, or a name of your own with --data")
-    changes = parse_set(changes or ())
-    size = changes.get('data.size')
-    if size is None and data is not None: size = _own_size(dataset, data)
-    return recipe(name, dataset, 10 if ipc is None else ipc, size=size).replace(changes)
-
-def _own_size(dataset, data): # the size of a user's own images decides which settings suit them
-    from edc_nb.data.open import dataset_names, native_size
-    return None if dataset in dataset_names() else native_size(dataset, data)
-
-# %% ../nbs/reference/cli.ipynb #0a8ca095
-@app.command(help="Condense a dataset and evaluate students on the result. Stopped runs go on when the same command is given again.")
-def run(
-    recipe:str = typer.Argument(..., help="edc, edc-released, random-real, ... (`edc recipes`), or a YAML file"),
-    dataset:Optional[str] = typer.Option(None, help="digits, cifar10, cifar100, tiny_imagenet, imagenet10, imagenet1k, or a name for your own images"),
-    ipc:Optional[int] = typer.Option(None, help="synthetic images per class [default: 10]"),
-    data:Optional[Path] = _data,
-    out:Path = typer.Option(..., help="the run's folder: recipe, store, contact sheet, ledger"),
-    student:Optional[str] = typer.Option(None, help="architecture to train [default: the recipe's]"),
-    seeds:int = typer.Option(1, min=1, help="students to train, each with its own views and labels"),
-    seed:int = typer.Option(0, help="of observers, initialisation and synthesis"),
-    changes:Optional[List[str]] = _set,
-    device:str = _device,
-    precision:str = typer.Option('auto', help="auto (bf16 on CUDA), fp32 or bf16"),
-    deterministic:bool = typer.Option(False, '--deterministic', help="bitwise repeatable on CUDA too (slower)"),
-    store:Optional[Path] = typer.Option(None, help="keep stages here instead of OUT/store; runs that share a store share stages"),
-    weights:Optional[List[str]] = typer.Option(None, metavar='NAME=FILE', help="an observer trained elsewhere; may be repeated"),
-    full_data:bool = typer.Option(False, '--full-data', help="also train the student on all real images, as the upper mark"),
-    ledger:Optional[Path] = typer.Option(None, help="write the records to this file too"),
-    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
-):
-    from edc_nb.run.folder import condense
-    from edc_nb.run.report import evaluate
-    from edc_nb.recipes.base import for_student
-    r = _recipe(recipe, dataset, ipc, changes, data)
-    if student: r = for_student(r, student)
-    c = condense(r, data, out, device=device, precision=precision, deterministic=deterministic, seed=seed, store=store, weights=_weights(weights), progress=not quiet)
-    report = evaluate(c, seeds=seeds, full_data=True if full_data else 'auto', ledger=ledger)
-    print(report); print()
-    rec = report.records[-1]
-    print(f"observers: {', '.join(f'{k} {v:.1%}' for k, v in rec['observers'].items()) or 'none'}" + (f"; together {rec['ensemble']:.1%}" if rec['ensemble'] is not None else '') + (f"; {rec['student']} on all real images {rec['full_data']:.1%}" if rec['full_data'] is not None else ''))
-    print(f"seconds: {', '.join(f'{k} {v:.1f}' for k, v in rec['seconds'].items())}")
-    if 'split' in c.chain.dataset.info: print(f"test images: {c.chain.dataset.info['split']}")
-    print(f"images: {c.out / 'contact_sheet.png'}   condensed set: {c.folder}   ledger: {c.out / 'ledger.jsonl'}")
-
-# %% ../nbs/reference/cli.ipynb #6a38a485
-def _space(items): # room.field=[a, b] -> lists
+def _space_of(items): # SECTION.FIELD=[a, b] -> lists
     out = parse_set(items or ())
     for k, v in out.items():
         if not isinstance(v, list): raise EdcError(f"--vary {k}={v}: expected a list of values, e.g. {k}=[{v}, ...]")
     return out
 
-@app.command(help="Vary settings: every combination is run, cells share all stages that their differences leave alone. Stopped sweeps go on when the same command is given again.")
+def _refuse_failed(done): # of a sweep: what was computed is kept and printed, the exit code says that some is missing
+    if done.failed:
+        raise EdcError(f"{len(done.failed)} of {len(done.cells)} cells failed, the others are kept; "
+                       f"the first: {next(iter(done.failed.values()))}")
+
+# %% ../nbs/reference/cli.ipynb #8dff07c0
+def _recipe_of(name, dataset, ipc, changes, data): # a named recipe, or one from a YAML file
+    from edc_nb.data.known import check_place
+    from edc_nb.recipes.registry import recipe
+    changes = parse_set(changes or ())
+    if name.endswith(('.yaml', '.yml')):
+        found = _recipe_in(name)
+        named = {'data.name': dataset} if dataset else {}
+        return found.replace(named | changes, ipc=found.ipc if ipc is None else ipc)
+    if not dataset:
+        raise EdcError("--dataset: not given; accepted: digits, cifar10, cifar100, tiny_imagenet, imagenet10, "
+                       "imagenet1k, or a name of your own with --data")
+    recipe(name, 'digits')      # the name alone: a wrong one is answered before images are looked at
+    check_place(dataset, data)
+    size = changes.get('data.size')
+    if size is None and data is not None: size = _own_size(dataset, data)
+    return recipe(name, dataset, 10 if ipc is None else ipc, size=size).replace(changes)
+
+# %% ../nbs/reference/cli.ipynb #43f868c5
+def _recipe_in(path): # the recipe of a YAML file
+    if not Path(path).is_file(): raise EdcError(f"recipe: {path} does not exist")
+    try: return from_yaml(Path(path).read_text(encoding='utf-8'))
+    except UnicodeDecodeError: raise EdcError(f"recipe: {path} is not a text file (UTF-8)") from None
+
+def _own_size(dataset, data): # the size of a user's own images decides which settings suit them
+    from edc_nb.data.known import KNOWN
+    if dataset in KNOWN: return None
+    from edc_nb.data.open import native_size
+    return native_size(dataset, data)
+
+# %% ../nbs/reference/cli.ipynb #0a8ca095
+def _list_of(values): # "resnet18 61.2%, convnet 58.0%"
+    return ', '.join(f'{k} {v:.1%}' for k, v in values.items()) or 'none'
+
+def _print_run(condensed, report): # the report, the networks behind it, and where everything is
+    print(report, end='\n\n')
+    record = report.records[-1]
+    together = f"; together {record['ensemble']:.1%}" if record['ensemble'] is not None else ''
+    full_data = record['full_data']
+    student = record['student']
+    full = f"; {student} on all real images {full_data:.1%}" if full_data is not None else ''
+    print(f"observers: {_list_of(record['observers'])}{together}{full}")
+    print(f"seconds: {', '.join(f'{k} {v:.1f}' for k, v in record['seconds'].items())}")
+    info = condensed.chain.dataset.info
+    if 'split' in info: print(f"test images: {info['split']}")
+    print(f"images: {condensed.out / 'contact_sheet.png'}   condensed set: {condensed.folder}   "
+          f"ledger: {condensed.out / 'ledger.jsonl'}")
+
+# %% ../nbs/reference/cli.ipynb #cd248e04
+@app.command(help="Condense a dataset and evaluate students on the result. Run the same command again to resume.")
+def run(
+    recipe:str = typer.Argument(..., help="edc, edc-released, random-real, ... (`edc recipes`), or a YAML file"),
+    dataset:Optional[str] = _dataset,
+    ipc:Optional[int] = _ipc,
+    data:Optional[Path] = _data,
+    out:Path = typer.Option(..., help="the run's folder: recipe, store, contact sheet, ledger"),
+    student:Optional[str] = _student,
+    seeds:int = typer.Option(1, min=1, help="students to train, each with its own views and labels"),
+    seed:int = typer.Option(0, help="of observers, initialization and synthesis"),
+    changes:Optional[List[str]] = _changes,
+    device:str = _device,
+    precision:str = typer.Option('auto', help="auto (bf16 on CUDA), fp32 or bf16"),
+    deterministic:bool = typer.Option(False, '--deterministic', help="bitwise repeatable on CUDA too (slower)"),
+    store:Optional[Path] = _store,
+    weights:Optional[List[str]] = _weights,
+    full_data:bool = typer.Option(False, '--full-data', help="also train the student on all real images"),
+    ledger:Optional[Path] = _ledger,
+    quiet:bool = _quiet,
+):
+    how = dict(device=device, precision=precision, deterministic=deterministic, seed=seed, store=store)
+    what = _recipe_of(recipe, dataset, ipc, changes, data), _files_of(weights), student
+    _run(*what, data, out, seeds, full_data, ledger, progress=not quiet, **how)
+
+# %% ../nbs/reference/cli.ipynb #d4f03645
+def _run(recipe, weights, student, data, out, seeds, full_data, ledger, **how):
+    from edc_nb.recipes.base import for_student
+    if student: recipe = for_student(recipe, student)
+    from edc_nb.run.folder import condense
+    from edc_nb.run.report import evaluate
+    condensed = condense(recipe, data, out, weights=weights, **how)
+    _print_run(condensed, evaluate(condensed, seeds=seeds, full_data=True if full_data else 'auto', ledger=ledger))
+
+# %% ../nbs/reference/cli.ipynb #6a38a485
+@app.command(help="Vary settings: every combination is run; cells share the stages that do not depend on what differs. "
+                  "Run the same command again to resume.")
 def sweep(
-    recipe:List[str] = typer.Argument(..., help="one or several of `edc recipes`, or YAML files"),
-    vary:Optional[List[str]] = typer.Option(None, metavar='ROOM.FIELD=[A,B,...]', help="a setting and its values, e.g. matching.alpha=[0,0.5,1]; may be repeated"),
-    dataset:Optional[str] = typer.Option(None, help="as for `edc run`"),
-    ipc:Optional[int] = typer.Option(None, help="synthetic images per class [default: 10]"),
+    recipe:List[str] = _recipes,
+    vary:Optional[List[str]] = typer.Option(None, metavar='SECTION.FIELD=[A,B,...]', help=(
+        "a setting and its values, e.g. matching.alpha=[0,0.5,1]; may be repeated")),
+    dataset:Optional[str] = _dataset,
+    ipc:Optional[int] = _ipc,
     data:Optional[Path] = _data,
     out:Path = typer.Option(..., help="the sweep's folder: runs, store, ledger"),
-    student:Optional[List[str]] = typer.Option(None, help="architecture to train; may be repeated [default: the recipe's]"),
+    student:Optional[List[str]] = typer.Option(None, help="architecture to train; may be repeated "
+                                                          "[default: the recipe's]"),
     seeds:int = typer.Option(1, min=1, help="students per cell"),
-    chain_seeds:int = typer.Option(1, min=1, help="repetitions of the whole chain, observers included"),
-    changes:Optional[List[str]] = _set,
+    chain_seeds:int = _chain_seeds,
+    changes:Optional[List[str]] = _changes,
     device:str = _device,
-    store:Optional[Path] = typer.Option(None, help="keep stages here instead of OUT/store"),
-    weights:Optional[List[str]] = typer.Option(None, metavar='NAME=FILE', help="an observer trained elsewhere; may be repeated"),
-    ledger:Optional[Path] = typer.Option(None, help="write the records to this file too"),
-    trials:int = typer.Option(0, min=0, help="search with Optuna instead of running all: so many trials on held-out images (needs --set data.validation=N)"),
+    store:Optional[Path] = _store,
+    weights:Optional[List[str]] = _weights,
+    ledger:Optional[Path] = _ledger,
+    trials:int = typer.Option(0, min=0, help="search with Optuna instead of running all: so many trials "
+                                             "on held-out images (needs --set data.validation=N)"),
     pareto:bool = typer.Option(False, '--pareto', help="search for accuracy and seconds"),
-    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
+    quiet:bool = _quiet,
 ):
-    from edc_nb.study.sweeps import sweep
-    from edc_nb.study.search import search
-    rs, space = [_recipe(n, dataset, ipc, changes, data) for n in recipe], _space(vary)
-    if trials:
-        if len(rs) > 1: raise EdcError(f"--trials: a search starts from one recipe, got {len(rs)}")
-        print(search(rs[0], space, data, out, trials=trials, aims=('accuracy', 'seconds') if pareto else ('accuracy',), seeds=seeds, device=device, progress=not quiet))
-        return
-    done = sweep(rs, space, data, out, seeds=seeds, chain_seeds=chain_seeds, students=student or None, device=device, store=store, weights=_weights(weights), ledger=ledger, progress=not quiet)
-    print(done); print(f"\nledger: {out / 'ledger.jsonl'}")
-    if done.failed: raise EdcError(f"{len(done.failed)} of {len(done.cells)} cells failed, the others are kept; the first: {next(iter(done.failed.values()))}")
+    recipes, space = [_recipe_of(n, dataset, ipc, changes, data) for n in recipe], _space_of(vary)
+    how = dict(seeds=seeds, device=device, progress=not quiet)
+    if trials: return _search(recipes, space, data, out, trials, pareto, **how)
+    _sweep(recipes, space, data, out, chain_seeds=chain_seeds, students=student or None, store=store,
+           weights=_files_of(weights), ledger=ledger, **how)
 
+# %% ../nbs/reference/cli.ipynb #8427143f
+def _search(recipes, space, data, out, trials, pareto, **how):
+    if len(recipes) > 1: raise EdcError(f"--trials: a search starts from one recipe, got {len(recipes)}")
+    from edc_nb.study.search import search
+    aims = ('accuracy', 'seconds') if pareto else ('accuracy',)
+    print(search(recipes[0], space, data, out, trials=trials, aims=aims, **how))
+
+def _sweep(recipes, space, data, out, **how):
+    from edc_nb.study.sweeps import sweep
+    done = sweep(recipes, space, data, out, **how)
+    print(f"{done}\n\nledger: {out / 'ledger.jsonl'}")
+    _refuse_failed(done)
+
+# %% ../nbs/reference/cli.ipynb #68d15210
 @app.command(help="Run the cells of a table of the paper that are still missing, and print them beside the paper's.")
 def reproduce(
     table:str = typer.Argument(..., help="e.g. table5; `edc tables` lists them"),
-    scale:str = typer.Option('full', help="full (the paper's data), subset (3,000 CIFAR-10 images) or tiny (digits)"),
-    dataset:Optional[str] = typer.Option(None, help="another data set than the paper's"),
+    scale:str = _scale,
+    dataset:Optional[str] = typer.Option(None, help="another dataset than the paper's"),
     data:Optional[Path] = _data,
     out:Optional[Path] = typer.Option(None, help="folder for stages and the ledger [default: runs/reproduce-SCALE]"),
     seeds:int = typer.Option(3, min=1, help="students per cell"),
-    chain_seeds:int = typer.Option(1, min=1, help="repetitions of the whole chain"),
+    chain_seeds:int = _chain_seeds,
     student:Optional[str] = typer.Option(None, help="only the rows of one of the paper's students"),
-    changes:Optional[List[str]] = _set,
+    changes:Optional[List[str]] = _changes,
     device:str = _device,
-    ledger:Optional[Path] = typer.Option(None, help="write the records to this file too"),
-    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
+    ledger:Optional[Path] = _ledger,
+    quiet:bool = _quiet,
 ):
+    changes = parse_set(changes or ())
     from edc_nb.paper.reproduce import reproduce
-    print(reproduce(table, scale, data, out, dataset=dataset, seeds=seeds, chain_seeds=chain_seeds, student=student, changes=parse_set(changes or ()), device=device, ledger=ledger, progress=not quiet).to_string(index=False))
+    rows = reproduce(table, scale, data, out, dataset=dataset, seeds=seeds, chain_seeds=chain_seeds, student=student,
+                     changes=changes, device=device, ledger=ledger, progress=not quiet)
+    print(rows.to_string(index=False))
 
+# %% ../nbs/reference/cli.ipynb #8df13a53
 @app.command(help="List the paper's tables, or print one beside our numbers.")
 def tables(
     table:Optional[str] = typer.Argument(None, help="a table to print"),
-    scale:str = typer.Option('full', help="full, subset or tiny"),
-    dataset:Optional[str] = typer.Option(None, help="another data set than the paper's"),
+    scale:str = _scale,
+    dataset:Optional[str] = typer.Option(None, help="another dataset than the paper's"),
     student:Optional[str] = typer.Option(None, help="only the rows of one of the paper's students"),
     ledger:Optional[List[Path]] = typer.Option(
         None, help="ledger file or folder; may be repeated [default: results/records/ of the checkout]"),
@@ -206,14 +292,15 @@ def tables(
     else: print(tables_text())
 
 # %% ../nbs/reference/cli.ipynb #48d007a1
-@app.command(help="The whole pipeline on the bundled digits, in under three minutes on two CPU cores: EDC, its random-real twins and full data in one table.")
+@app.command(help="The whole pipeline on the bundled digits, in under three minutes on two CPU cores: "
+                  "EDC, its random-real twins and full data in one table.")
 def quickstart(
     out:Path = typer.Option(Path('runs/quickstart'), help="folder for images, condensed set and ledger"),
     seeds:int = typer.Option(3, min=1, help="students per row"),
     device:str = _device,
-    ledger:Optional[Path] = typer.Option(None, help="write the records to this file too"),
+    ledger:Optional[Path] = _ledger,
     workers:str = typer.Option('auto', help="processes for observers and students: a number, or auto for one a core"),
-    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
+    quiet:bool = _quiet,
 ):
     from edc_nb.run.quickstart import quickstart
     count = int(workers) if workers.isdigit() else workers
@@ -225,149 +312,206 @@ def recipes(
     name:Optional[str] = typer.Argument(None, help="a recipe to print"),
     dataset:str = typer.Option('cifar10', help="for which dataset"),
     ipc:int = typer.Option(10, help="images per class"),
-    yaml:bool = typer.Option(False, '--yaml', help="print as YAML, to edit and give back to `edc run FILE.yaml`"),
+    yaml:bool = typer.Option(False, '--yaml', help="print as YAML, to edit and run with `edc run FILE.yaml`"),
     against:Optional[str] = typer.Option(None, help="another recipe: print only where the two differ"),
 ):
     from edc_nb.recipes.base import RECIPES
     from edc_nb.recipes.registry import recipe
-    import pandas as pd
     if not name:
-        for n, m in RECIPES.items(): print(f"{n:18} {m.about}" + (f" ({', '.join(m.datasets)})" if m.datasets else ''))
+        for known, method in RECIPES.items():
+            print(f"{known:18} {method.about}" + (f" ({', '.join(method.datasets)})" if method.datasets else ''))
         return
-    r = recipe(name, dataset, ipc)
+    found = recipe(name, dataset, ipc)
+    if yaml: return print(found.to_yaml())
+    import pandas as pd
     with pd.option_context('display.max_rows', None, 'display.max_colwidth', 110, 'display.width', 250):
-        print(r.to_yaml() if yaml else r.diff(recipe(against, dataset, ipc)) if against else r.table().to_string(justify='left'))
+        print(found.diff(recipe(against, dataset, ipc)) if against else found.table().to_string(justify='left'))
 
+# %% ../nbs/reference/cli.ipynb #cf46ba58
 @app.command(help="Show a run: what it is, what it made, how its students did.")
 def show(
     folder:Path = typer.Argument(..., help="the folder given to `edc run --out`"),
 ):
+    if not (folder / 'run.json').is_file(): raise EdcError(f"{folder} is not the folder of a run (it has no run.json)")
     from edc_nb.core.files import read_json
     from edc_nb.run.ledger import Ledger, summarize
-    if not (folder / 'run.json').is_file(): raise EdcError(f"{folder} is not the folder of a run (it has no run.json)")
     was = read_json(folder / 'run.json')
-    print(f"{was['name']} (hash {was['hash']}) on {was['dataset']}: {len(was['classes'])} classes, IPC {was['recipe']['ipc']}, {was['size']} pixels, seed {was['seed']}, {was['precision']}, {was['threads']} threads")
-    for k, v in was['info'].items(): print(f"  {k}: {v}") if isinstance(v, str) else None
+    print(f"{was['name']} (hash {was['hash']}) on {was['dataset']}: {len(was['classes'])} classes, "
+          f"IPC {was['recipe']['ipc']}, {was['size']} pixels, seed {was['seed']}, {was['precision']}, "
+          f"{was['threads']} threads")
+    for k, v in was['info'].items():
+        if isinstance(v, str): print(f"  {k}: {v}")
     records = Ledger(folder / 'ledger.jsonl').records()
     print(summarize(records).to_string(index=False) if records else "no student was evaluated yet")
     if (folder / 'contact_sheet.png').is_file(): print(f"images: {folder / 'contact_sheet.png'}")
 
+# %% ../nbs/reference/cli.ipynb #d13c4255
+_PACKAGES = {     # of each extra; '' is what the library itself needs
+    '':       ('torch', 'torchvision', 'numpy', 'scipy', 'pandas', 'pyarrow', 'pillow', 'matplotlib', 'tqdm',
+               'safetensors', 'filelock', 'typer', 'pyyaml'),
+    'models': ('timm',),
+    'lab':    ('jupyterlab', 'ipywidgets', 'nbdev'),
+    'search': ('optuna',),
+    'dev':    ('pytest', 'nbclient', 'ruff'),
+}
+
+def _version(package): # None where it is missing
+    try: return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError: return None
+
+def _how_to_install(package, extra): # a command that works: in a checkout, its folder is what pip installs
+    if not extra: return f"missing: pip install {package}"
+    from edc_nb.core.files import package_folder
+    checkout = package_folder().parent
+    ours = f"-e '{checkout}[{extra}]'" if (checkout / 'settings.ini').is_file() else f"'edc_nb[{extra}]'"
+    return f"missing: pip install {ours}"
+
+# %% ../nbs/reference/cli.ipynb #1b063562
 @app.command(help="Versions, device, and what is missing.")
 def doctor():
-    import importlib.metadata as md, platform, torch
+    import platform
+
+    import torch
+
     import edc_nb
-    def version(p):
-        if p == 'edc_nb': return edc_nb.__version__      # also in a checkout that is not installed
-        try: return md.version(p)
-        except md.PackageNotFoundError: return None
     print(f"python {platform.python_version()} on {platform.platform()}")
-    for extra, names in (('', ('edc_nb', 'torch', 'torchvision', 'numpy', 'pandas', 'pyarrow', 'pillow', 'matplotlib', 'tqdm', 'safetensors', 'typer', 'pyyaml')),
-                         ('models', ('timm',)), ('lab', ('jupyterlab', 'ipywidgets')), ('search', ('optuna',)), ('dev', ('nbdev', 'pytest'))):
-        for p in names:
-            print(f"  {p:12} {version(p) or ('missing: pip install ' + (f'edc_nb[{extra}]' if extra else p))}")
+    print(f"  {'edc_nb':12} {edc_nb.__version__}")
+    for extra, packages in _PACKAGES.items():
+        for package in packages: print(f"  {package:12} {_version(package) or _how_to_install(package, extra)}")
     print(f"CPU threads {torch.get_num_threads()}")
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            p = torch.cuda.get_device_properties(i)
-            print(f"cuda:{i} {p.name}, {p.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
-    else: print("no CUDA device: everything runs on the CPU, only slower")
+    if not torch.cuda.is_available(): print("no CUDA device: everything runs on the CPU, only slower")
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        found = torch.cuda.get_device_properties(i)
+        print(f"cuda:{i} {found.name}, {found.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
 
 # %% ../nbs/reference/cli.ipynb #2cfb749e
-@app.command('export', help="Write a condensed set for others: image folder, Hugging Face, DD-Ranking, DC-BENCH, rethinkdc.")
+@app.command('export', help="Write a condensed set for others: image folder, Hugging Face, DD-Ranking, DC-BENCH, "
+                            "rethinkdc.")
 def export_(
     folder:Path = typer.Argument(..., help="the folder given to `edc run --out`"),
     to:Path = typer.Option(..., help="where to write; an earlier, unmodified export is replaced"),
     layout:str = typer.Option('huggingface', help="folder, huggingface, ddranking, dcbench, rethinkdc"),
-    data:Optional[Path] = typer.Option(None, help="where the real images are now [default: the recorded place]"),
-    seeds:Optional[int] = typer.Option(None, min=1, help="soft labels of so many seeds [default: those that are stored]"),
+    data:Optional[Path] = _moved,
+    seeds:Optional[int] = typer.Option(None, min=1, help="soft labels of so many seeds [default: the stored ones]"),
     licence:str = typer.Option('unknown', help="of the images, for the dataset card"),
     method:Optional[str] = typer.Option(None, help="the method's name in DC-BENCH's folders [default: the recipe's]"),
-    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
+    quiet:bool = _quiet,
 ):
     from edc_nb.exchange.transfer import export_condensed
     from edc_nb.run.folder import load_condensed
-    print(export_condensed(load_condensed(folder, data, progress=not quiet), to, layout, seeds=seeds, licence=licence, method=method))
+    condensed = load_condensed(folder, data, progress=not quiet)
+    print(export_condensed(condensed, to, layout, seeds=seeds, licence=licence, method=method))
 
-@app.command('import', help="Evaluate a condensed set that was made elsewhere, or exported before, under one of our protocols.")
+# %% ../nbs/reference/cli.ipynb #3402e8fb
+@app.command('import', help="Evaluate a condensed set that was made elsewhere, or exported, under our protocols.")
 def import_(
-    path:Path = typer.Argument(..., help="an export, an image folder of synthetic images, an archive, parquet or .pt file"),
+    path:Path = typer.Argument(..., help="an export, a folder of synthetic images, an archive, parquet or .pt file"),
     out:Path = typer.Option(..., help="the run's folder"),
     recipe:str = typer.Option('edc', help="whose protocol (with --dataset)"),
-    dataset:Optional[str] = typer.Option(None, help="the real data set; left out, the export's own recipe is taken"),
+    dataset:Optional[str] = typer.Option(None, help="the real dataset; left out, the export's own recipe is taken"),
     data:Optional[Path] = _data,
     layout:str = typer.Option('auto', help="auto, folder, huggingface, ddranking, dcbench, rethinkdc"),
     relabel:bool = typer.Option(False, '--relabel', help="make new soft labels even if the set brings its own"),
-    student:Optional[str] = typer.Option(None, help="architecture to train [default: the recipe's]"),
+    student:Optional[str] = _student,
     seeds:int = typer.Option(1, min=1, help="students to train"),
-    changes:Optional[List[str]] = _set,
+    changes:Optional[List[str]] = _changes,
     device:str = _device,
-    weights:Optional[List[str]] = typer.Option(None, metavar='NAME=FILE', help="an observer trained elsewhere; may be repeated"),
-    ledger:Optional[Path] = typer.Option(None, help="write the records to this file too"),
-    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
+    weights:Optional[List[str]] = _weights,
+    ledger:Optional[Path] = _ledger,
+    quiet:bool = _quiet,
 ):
+    if changes and not dataset:
+        raise EdcError("--set: settings can be changed where --dataset names the protocol; "
+                       "an export's own recipe is taken as it is")
+    protocol = _recipe_of(recipe, dataset, None, changes, data) if dataset else None
     from edc_nb.exchange.transfer import import_condensed
     from edc_nb.run.report import evaluate
-    if changes and not dataset: raise EdcError("--set: settings can be changed where --dataset names the protocol; an export's own recipe is taken as it is")
-    r = _recipe(recipe, dataset, None, changes, data) if dataset else None
-    c = import_condensed(path, r, data, out, layout=layout, labels=False if relabel else 'auto', device=device, weights=_weights(weights), progress=not quiet)
-    print(c); print(evaluate(c, student, seeds, ledger=ledger)); print(f"ledger: {c.out / 'ledger.jsonl'}")
+    condensed = import_condensed(path, protocol, data, out, layout=layout, labels=False if relabel else 'auto',
+                                 device=device, weights=_files_of(weights), progress=not quiet)
+    print(condensed, evaluate(condensed, student, seeds, ledger=ledger), sep='\n')
+    print(f"ledger: {condensed.out / 'ledger.jsonl'}")
 
-@app.command(help="All methods side by side: their images under one protocol, and each under its own, with random-real twins.")
+# %% ../nbs/reference/cli.ipynb #f836c6df
+@app.command(help="All methods side by side: their images under one protocol, and each under its own, "
+                  "with random-real twins.")
 def methods(
-    scale:str = typer.Option('full', help="full, subset (3,000 CIFAR-10 images) or tiny (digits)"),
-    dataset:str = typer.Option('cifar10', help="the data set (scale full and subset)"),
+    scale:str = _scale,
+    dataset:str = typer.Option('cifar10', help="the dataset (scale full and subset)"),
     data:Optional[Path] = _data,
-    out:Path = typer.Option(..., help="folder of the comparison; the same command goes on with it"),
+    out:Path = typer.Option(..., help="folder of the comparison; run the same command again to resume"),
     ipc:int = typer.Option(10, min=1, help="synthetic images per class"),
-    method:Optional[List[str]] = typer.Option(None, help="a recipe to include; may be repeated [default: eleven of them]"),
+    method:Optional[List[str]] = typer.Option(None, help="a recipe to include; may be repeated [default: eleven]"),
     protocol:str = typer.Option('both', help="edc (one for all), own, or both"),
     seeds:int = typer.Option(3, min=1, help="students per cell"),
-    changes:Optional[List[str]] = _set,
+    changes:Optional[List[str]] = _changes,
     device:str = _device,
-    ledger:Optional[Path] = typer.Option(None, help="write the records to this file too"),
-    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
+    ledger:Optional[Path] = _ledger,
+    quiet:bool = _quiet,
 ):
+    changes = parse_set(changes or ())
     from edc_nb.study.comparison import METHODS, compare_methods
-    table, done = compare_methods(scale, data, out, dataset=dataset, ipc=ipc, methods=tuple(method or METHODS), protocol=protocol, seeds=seeds, changes=parse_set(changes or ()), device=device, ledger=ledger, progress=not quiet)
-    print(table.to_string(index=False)); print(f"ledger: {out / 'ledger.jsonl'}")
-    if done.failed: raise EdcError(f"{len(done.failed)} cells failed, the others are kept; the first: {next(iter(done.failed.values()))}")
+    table, done = compare_methods(scale, data, out, dataset=dataset, ipc=ipc, methods=tuple(method or METHODS),
+                                  protocol=protocol, seeds=seeds, changes=changes, device=device, ledger=ledger,
+                                  progress=not quiet)
+    print(f"{table.to_string(index=False)}\nledger: {out / 'ledger.jsonl'}")
+    _refuse_failed(done)
 
 # %% ../nbs/reference/cli.ipynb #9811cc7a
-@app.command(help="Take a recipe's images and random real ones from hard labels to the full protocol, step by step: what comes from the images, what from the protocol.")
+@app.command(help="Take a recipe's images and random real ones from hard labels to the full protocol, step by step: "
+                  "what comes from the images, what from the protocol.")
 def protocol(
     recipe:str = typer.Argument(..., help="a recipe (`edc recipes`), or a YAML file"),
-    dataset:Optional[str] = typer.Option(None, help="as for `edc run`"),
-    ipc:Optional[int] = typer.Option(None, help="synthetic images per class [default: 10]"),
+    dataset:Optional[str] = _dataset,
+    ipc:Optional[int] = _ipc,
     data:Optional[Path] = _data,
-    out:Path = typer.Option(..., help="folder of the decomposition; the same command goes on with it"),
-    large:Optional[int] = typer.Option(None, min=1, help="the batch size that counts as large [default: four times the recipe's]"),
+    out:Path = typer.Option(..., help="folder of the decomposition; run the same command again to resume"),
+    large:Optional[int] = typer.Option(None, min=1, help="the large batch size [default: four times the recipe's]"),
     seeds:int = typer.Option(3, min=1, help="students per step"),
-    changes:Optional[List[str]] = _set,
+    changes:Optional[List[str]] = _changes,
     device:str = _device,
-    ledger:Optional[Path] = typer.Option(None, help="write the records to this file too"),
-    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
+    ledger:Optional[Path] = _ledger,
+    quiet:bool = _quiet,
 ):
+    what = _recipe_of(recipe, dataset, ipc, changes, data)
     from edc_nb.study.protocol import decompose
-    print(decompose(_recipe(recipe, dataset, ipc, changes, data), data, out, seeds=seeds, large=large, device=device, ledger=ledger, progress=not quiet).table().to_string())
+    steps = decompose(what, data, out, seeds=seeds, large=large, device=device, ledger=ledger, progress=not quiet)
+    print(steps.table().to_string())
 
-@app.command(help="Score a run as others do: hard-label recovery, improvement over random, label- and augmentation-robust scores.")
+# %% ../nbs/reference/cli.ipynb #b4f46a0c
+@app.command(help="Score a run as others do: hard-label recovery, improvement over random, "
+                  "label- and augmentation-robust scores.")
 def scores(
     folder:Path = typer.Argument(..., help="the folder given to `edc run --out`"),
-    data:Optional[Path] = typer.Option(None, help="where the real images are now [default: the recorded place]"),
-    student:Optional[str] = typer.Option(None, help="architecture to train [default: the recipe's]"),
+    data:Optional[Path] = _moved,
+    student:Optional[str] = _student,
     seeds:int = typer.Option(3, min=1, help="students per accuracy"),
     device:str = _device,
-    ledger:Optional[Path] = typer.Option(None, help="write the records to this file too"),
-    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
+    ledger:Optional[Path] = _ledger,
+    quiet:bool = _quiet,
 ):
-    from edc_nb.study.metrics import scores
     from edc_nb.run.folder import load_condensed
-    print(scores(load_condensed(folder, data, device, progress=not quiet), student=student, seeds=seeds, ledger=ledger).to_string())
+    from edc_nb.study.metrics import scores
+    condensed = load_condensed(folder, data, device, progress=not quiet)
+    print(scores(condensed, student=student, seeds=seeds, ledger=ledger).to_string())
 
 # %% ../nbs/reference/cli.ipynb #26503f3d
-STUDIES = dict(hessian='hessian_study.hessian_study', gradients='gradients.gradient_study', landscape='landscape.landscape_study', inspect='inspect.inspect_study', initialization='initializations.initialization_study', transport='transport.transport_study')     # in edc_nb.diagnostics
+STUDIES = {     # where each study lives in edc_nb.diagnostics
+    'hessian':        'hessian_study.hessian_study',
+    'gradients':      'gradients.gradient_study',
+    'landscape':      'landscape.landscape_study',
+    'inspect':        'inspect.inspect_study',
+    'initialization': 'initializations.initialization_study',
+    'transport':      'transport.transport_study',
+}
 
-@app.command(help=f"Measure what the images and their students are like: {', '.join(STUDIES)}. Finished parts are kept; the same command goes on.")
+def _study_of(name): # the function of a study
+    from importlib import import_module
+    module, function = STUDIES[one_of('study', name, STUDIES)].split('.')
+    return getattr(import_module(f'edc_nb.diagnostics.{module}'), function)
+
+# %% ../nbs/reference/cli.ipynb #2631514e
+@app.command(help=f"Measure what the images and their students are like: {', '.join(STUDIES)}. "
+                  "Finished parts are kept; run the same command again to resume.")
 def diagnose(
     study:str = typer.Argument(..., help=', '.join(STUDIES)),
     scale:str = typer.Option('subset', help="full (CIFAR-10), subset (3,000 of its images) or tiny (digits)"),
@@ -377,16 +521,16 @@ def diagnose(
     seeds:int = typer.Option(3, min=1, help="repetitions"),
     device:str = _device,
     save:Optional[Path] = typer.Option(None, help="write the measurements to this file, with their settings"),
-    quiet:bool = typer.Option(False, '--quiet', help="no progress bars"),
+    quiet:bool = _quiet,
 ):
-    from importlib import import_module
-    from edc_nb.core.runtime import make_runtime
-    from edc_nb.run.ledger import save_measurement
-    from edc_nb.core.settings import one_of
     from edc_nb.recipes.scales import SCALES
-    one_of('study', study, STUDIES); one_of('scale', scale, SCALES)
-    module, function = STUDIES[study].split('.')
-    measure = getattr(import_module(f'edc_nb.diagnostics.{module}'), function)
-    frame = measure(scale, data, out or Path('runs') / f'{study}-{scale}', seeds=seeds, store=store, device=device, progress=not quiet)
-    if save: save_measurement(save, frame, make_runtime(device), **frame.attrs, scale=scale, seeds=seeds, command=f"edc diagnose {study} --scale {scale} --seeds {seeds}" + (' --data PATH' if data else ''))
+    one_of('study', study, STUDIES)
+    one_of('scale', scale, SCALES)
+    out = out or Path('runs') / f'{study}-{scale}'
+    frame = _study_of(study)(scale, data, out, seeds=seeds, store=store, device=device, progress=not quiet)
+    if save:
+        from edc_nb.core.runtime import make_runtime
+        from edc_nb.run.ledger import save_measurement
+        command = f"edc diagnose {study} --scale {scale} --seeds {seeds}" + (' --data PATH' if data else '')
+        save_measurement(save, frame, make_runtime(device), **frame.attrs, scale=scale, seeds=seeds, command=command)
     print(frame.to_string())

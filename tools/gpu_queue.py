@@ -4,7 +4,6 @@ A cell runs in a process of its own, which is stopped when the time is up; its c
 """
 import argparse
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -23,9 +22,9 @@ HELD_OUT = {'data.validation': 5000}    # settings are chosen without the test s
 
 def cells():
     "(recipe, number of seeds, train the full-data reference) in order of importance."
+    from edc_nb.paper.reproduce import rows
     from edc_nb.recipes.base import for_student
     from edc_nb.recipes.registry import recipe
-    from edc_nb.paper.reproduce import rows
 
     def cell(name, ipc=10, changes=None, student='resnet18', seeds=3, full=False):
         return for_student(recipe(name, 'cifar10', ipc).replace(changes or {}), student), seeds, full
@@ -45,7 +44,8 @@ def cells():
         yield cell(name)
     for table in ('table11', 'table18', 'table19', 'table20', 'table21'):
         for row in rows(table):
-            if row.recipe and 'pretrained' not in (row.recipe.squeeze.start, row.recipe.squeeze.label_start):     # those weights need a download
+            # pretrained weights would need a download
+            if row.recipe and 'pretrained' not in (row.recipe.squeeze.start, row.recipe.squeeze.label_start):
                 yield row.recipe, 1, False
 
 
@@ -67,13 +67,15 @@ def missing(r, seeds, ledgers):
 def run_cell(args):
     "In the child: condense and evaluate one cell."
     from edc_nb import condense, evaluate
-    from edc_nb.core.settings import from_yaml, EdcError
+    from edc_nb.core.settings import EdcError, from_yaml
     r, work = from_yaml(Path(args.cell).read_text()), Path(args.work)
     r = r.replace(name=args.name)
     # students of one condensed set share its folder, so that a further architecture costs only itself
     try:
-        c = condense(r, args.data, work / 'runs' / f'{r.name}-{r.hash}', store=work / 'store', seed=0, labels=False, progress=sys.stderr.isatty())
-        report = evaluate(c, seeds=json.loads(args.seeds), full_data=True if args.full else 'auto', ledger=work / 'ledger.jsonl')
+        c = condense(r, args.data, work / 'runs' / f'{r.name}-{r.hash}', store=work / 'store', seed=0, labels=False,
+                     progress=sys.stderr.isatty())
+        report = evaluate(c, seeds=json.loads(args.seeds), full_data=True if args.full else 'auto',
+                          ledger=work / 'ledger.jsonl')
     except EdcError as e:
         sys.exit(f'{r.name}: {e}')
     keep = Path(args.out) / f'condensed-{r.name}-ipc{r.ipc}.safetensors'
@@ -81,52 +83,71 @@ def run_cell(args):
     print(report)
 
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__)
-    for name in ('work', 'out', 'cell', 'name', 'data', 'seeds'): ap.add_argument(f'--{name}')
-    ap.add_argument('--limit', type=float, default=520)
-    ap.add_argument('--tiny', action='store_true')
-    ap.add_argument('--full', action='store_true')
-    args = ap.parse_args()
-    if args.cell: return run_cell(args)
+def arguments():
+    "Of the queue, or of one cell in the child."
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ('work', 'out', 'cell', 'name', 'data', 'seeds'): parser.add_argument(f'--{name}')
+    parser.add_argument('--limit', type=float, default=520)
+    parser.add_argument('--tiny', action='store_true')
+    parser.add_argument('--full', action='store_true')
+    return parser.parse_args()
 
-    start, work = time.time(), Path(args.work)
-    ledgers = [work / 'ledger.jsonl'] + ([] if args.tiny else [RESULTS])
-    shards = sorted((work / 'data').glob('*.parquet'))
+
+def check_data(folder):
+    "Prints the shards; ends the program where a split is missing."
+    shards = sorted(folder.glob('*.parquet'))
     print('data:', ', '.join(p.name for p in shards) or 'none')
     if not any('test' in p.name for p in shards) or not any('train' in p.name for p in shards):
-        sys.exit(f'{work}/data needs parquet shards of both splits; send them in data_a, data_b and data_c')
-    done, stopped = 0, False
+        sys.exit(f'{folder} needs parquet shards of both splits; send them in data_a, data_b and data_c')
+
+
+def finish_cell(args, work, r, todo, full, left):
+    "Runs a cell in a child; whether it ended within the time left."
+    spec = work / 'cells' / f'{r.hash}.yaml'
+    spec.parent.mkdir(parents=True, exist_ok=True)
+    spec.write_text(r.to_yaml())
+    print(f'\n{r.name} ({r.hash}), IPC {r.ipc}, {r.evaluate.student}, seeds {todo}: {left:.0f} s left', flush=True)
+    options = dict(cell=spec, name=r.name, work=work, out=args.out, data=work / 'data', seeds=json.dumps(todo))
+    command = [sys.executable, __file__, *(str(a) for k, v in options.items() for a in (f'--{k}', v))]
+    child = subprocess.Popen(command + ['--full'] * full)
+    try:
+        if child.wait(left): sys.exit(f'{r.name}: stopped with exit code {child.returncode}')
+        return True
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGKILL)      # checkpoints are at most twenty seconds old
+        child.wait()
+        print('time is up; run the same command again to resume')
+        return False
+
+
+def run_queue(args, work, ledgers, start):
+    "Runs missing cells until none is left or time is up: (cells finished, whether more are waiting)."
+    done = 0
     for r, seeds, full in cells():
         if args.tiny: r = reduced(r)
-        name = r.name
         todo = missing(r, seeds, ledgers)
         if not todo: continue
         left = args.limit - (time.time() - start) - 10
-        if left < (5 if args.tiny else 60):
-            stopped = True
-            break
-        spec = work / 'cells' / f'{r.hash}.yaml'
-        spec.parent.mkdir(parents=True, exist_ok=True)
-        spec.write_text(r.to_yaml())
-        print(f'\n{name} ({r.hash}), IPC {r.ipc}, {r.evaluate.student}, seeds {todo}: {left:.0f} s left', flush=True)
-        child = subprocess.Popen([sys.executable, __file__, '--cell', str(spec), '--name', name, '--work', str(work), '--out', args.out, '--data', str(work / 'data'), '--seeds', json.dumps(todo)] + ['--full'] * full)
-        try:
-            if child.wait(left): sys.exit(f'{name}: stopped with exit code {child.returncode}')
-            done += 1
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)      # checkpoints are at most twenty seconds old
-            child.wait()
-            print('time is up; the same command goes on from here')
-            stopped = True
-            break
-    if (work / 'ledger.jsonl').exists(): shutil.copy(work / 'ledger.jsonl', Path(args.out) / 'ledger.jsonl')
+        if left < (5 if args.tiny else 60) or not finish_cell(args, work, r, todo, full, left): return done, True
+        done += 1
+    return done, False
+
+
+def main():
+    args = arguments()
+    if args.cell: return run_cell(args)
+    start, work = time.time(), Path(args.work)
+    ledgers = [work / 'ledger.jsonl'] + ([] if args.tiny else [RESULTS])
+    check_data(work / 'data')
+    done, stopped = run_queue(args, work, ledgers, start)
+    if ledgers[0].exists(): shutil.copy(ledgers[0], Path(args.out) / 'ledger.jsonl')
     from edc_nb.run.ledger import Ledger, summarize
-    print(f'\n{done} cells finished in {time.time() - start:.0f} s; ' + ('more are waiting' if stopped else 'none is missing'))
+    waiting = 'more are waiting' if stopped else 'none is missing'
+    print(f'\n{done} cells finished in {time.time() - start:.0f} s; {waiting}')
     records = [rec for path in ledgers for rec in Ledger(path).records()]
     if records: print(summarize(records).to_string(index=False))
-    room = sorted(Path(args.out).iterdir(), key=lambda p: p.stat().st_mtime)
-    print('comes back:', ', '.join(f'{p.name} {p.stat().st_size / 2**20:.1f} MiB' for p in room))
+    files = sorted(Path(args.out).iterdir(), key=lambda p: p.stat().st_mtime)
+    print('comes back:', ', '.join(f'{p.name} {p.stat().st_size / 2**20:.1f} MiB' for p in files))
 
 
 if __name__ == '__main__':

@@ -2,7 +2,8 @@
 
     python tools/make_tables.py path/to/paper_tables.json
 
-Adds the classical bi-level methods' published values (ConvNet students of width 128, one block deeper on Tiny-ImageNet: reference values of another protocol)."""
+Adds the classical bi-level methods' published values (ConvNet students of width 128, one block deeper on Tiny-ImageNet:
+reference values of another protocol)."""
 import json
 import sys
 from pathlib import Path
@@ -36,8 +37,8 @@ def classical():
         for dataset, values in zip(('cifar10', 'cifar100', 'tiny_imagenet'), tables):
             for ipc, top1 in zip((1, 10, 50), values):
                 if top1 is not None:
-                    yield dict(table='classical', dataset=dataset, ipc=ipc, method=method, top1=top1, std=None, setting={},
-                               student='convnet_w128')
+                    yield dict(table='classical', dataset=dataset, ipc=ipc, method=method, top1=top1, std=None,
+                               setting={}, student='convnet_w128')
 
 
 def main():

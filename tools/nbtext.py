@@ -1,43 +1,65 @@
-"""Notebook <-> text, for editing. `tools/nbtext.py out NB.ipynb [TXT]` writes text; `nbtext.py in TXT NB.ipynb` writes the notebook.
-A cell starts with a line `#%% code ID` or `#%% md ID` (ID may be left out for new cells). Outputs follow the ID."""
-import json, re, sys, hashlib
+"""A notebook as text, to edit, search and compare:
+
+    python tools/nbtext.py out NOTEBOOK [TEXT]     writes text (to the screen where no file is named)
+    python tools/nbtext.py in TEXT NOTEBOOK        writes the notebook
+
+A cell starts with a line `#%% code ID` or `#%% md ID`; a new cell has no ID. Outputs stay with the ID."""
+import hashlib
+import json
+import re
+import sys
 from pathlib import Path
 
-def lines(text): return text.splitlines(keepends=True)
+KINDS = {'md': 'markdown', 'code': 'code', 'raw': 'raw'}
+HEAD = r'^#%% (md|code|raw)[ \t]*([0-9a-f-]*)(?: tags=(\S+))?[ \t]*$\n?'
+NEW = dict(cells=[], metadata=dict(kernelspec=dict(display_name='python3', language='python', name='python3')))
+
 
 def to_text(nb):
-    out = []
-    for c in nb['cells']:
-        kind = {'markdown': 'md', 'code': 'code', 'raw': 'raw'}[c['cell_type']]
-        tags = ','.join(c['metadata'].get('tags', []))
-        out.append(f"#%% {kind} {c.get('id', '')}" + (f" tags={tags}" if tags else '') + "\n" + ''.join(c['source']).rstrip('\n') + '\n')
-    return '\n'.join(out)
+    "The cells of a notebook's JSON, one after another."
+    short, cells = {v: k for k, v in KINDS.items()}, []
+    for cell in nb['cells']:
+        tags = ','.join(cell['metadata'].get('tags', []))
+        head = f"#%% {short[cell['cell_type']]} {cell.get('id', '')}" + (f' tags={tags}' if tags else '')
+        cells.append(f"{head}\n{''.join(cell['source']).rstrip()}\n")
+    return '\n'.join(cells)
 
-def to_nb(text, old):
-    was = {c.get('id'): c for c in old['cells']}
-    cells, seen = [], set()
-    parts = re.split(r'^#%% (md|code|raw)[ \t]*([0-9a-f-]*)(?: tags=(\S+))?[ \t]*$\n?', text, flags=re.M)
-    for k, id, tags, src in zip(parts[1::4], parts[2::4], parts[3::4], parts[4::4]):
-        src = src.strip('\n')
+
+def new_id(source, position, taken):
+    "An ID for a cell that has none."
+    found = hashlib.sha256((source + str(position)).encode()).hexdigest()[:8]
+    while found in taken:
+        found = hashlib.sha256(found.encode()).hexdigest()[:8]
+    return found
+
+
+def to_notebook(text, old):
+    "The JSON of a notebook: cells from the text, outputs and metadata from the old one."
+    was, cells, seen = {cell.get('id'): cell for cell in old['cells']}, [], set()
+    parts = re.split(HEAD, text, flags=re.M)
+    for kind, id, tags, source in zip(parts[1::4], parts[2::4], parts[3::4], parts[4::4]):
+        source = source.strip('\n')
         if not id or id in seen:
-            id = hashlib.sha256((src + str(len(cells))).encode()).hexdigest()[:8]
-            while id in seen or id in was: id = hashlib.sha256(id.encode()).hexdigest()[:8]
+            id = new_id(source, len(cells), seen | was.keys())
         seen.add(id)
-        c = dict(cell_type={'md': 'markdown', 'code': 'code', 'raw': 'raw'}[k], id=id, metadata={}, source=lines(src))
-        if tags: c['metadata']['tags'] = tags.split(',')
-        if k == 'code':
-            c = dict(cell_type='code', execution_count=None, id=id, metadata=c['metadata'], outputs=was[id].get('outputs', []) if id in was else [], source=lines(src))
-        cells.append(c)
+        cell = dict(cell_type=KINDS[kind], id=id, metadata={'tags': tags.split(',')} if tags else {})
+        if kind == 'code':
+            cell |= dict(execution_count=None, outputs=was.get(id, {}).get('outputs', []))
+        cells.append(cell | dict(source=source.splitlines(keepends=True)))
     return dict(cells=cells, metadata=old['metadata'], nbformat=4, nbformat_minor=5)
 
-NEW = dict(cells=[], metadata=dict(kernelspec=dict(display_name='python3', language='python', name='python3')))
-if __name__ == '__main__':
-    how, a, *b = sys.argv[1:]
+
+def main(how, source, target=None):
+    "`out NOTEBOOK [TEXT]` or `in TEXT NOTEBOOK`."
     if how == 'out':
-        t = to_text(json.loads(Path(a).read_text()))
-        Path(b[0]).write_text(t) if b else print(t)
-    else:
-        nb = Path(b[0])
-        old = json.loads(nb.read_text()) if nb.exists() else NEW
-        nb.parent.mkdir(parents=True, exist_ok=True)
-        nb.write_text(json.dumps(to_nb(Path(a).read_text(), old), indent=1, ensure_ascii=False) + '\n')
+        text = to_text(json.loads(Path(source).read_text(encoding='utf-8')))
+        return Path(target).write_text(text, encoding='utf-8') if target else print(text)
+    path = Path(target)
+    old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else NEW
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nb = to_notebook(Path(source).read_text(encoding='utf-8'), old)
+    path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

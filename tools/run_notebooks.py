@@ -19,7 +19,8 @@ def execute(path, timeout=900):
     "Run one notebook in a fresh kernel, in its own folder; raises at the first failing cell."
     nb = nbformat.read(path, as_version=4)
     nb.metadata['kernelspec'] = dict(display_name='python3', language='python', name='python3')
-    NotebookClient(nb, timeout=timeout, coalesce_streams=True, kernel_name='python3', resources={'metadata': {'path': str(path.parent)}}).execute()
+    NotebookClient(nb, timeout=timeout, coalesce_streams=True, kernel_name='python3',
+                   resources={'metadata': {'path': str(path.parent)}}).execute()
     for cell in nb.cells:
         if cell.cell_type == 'code':
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get('data', {}) and o.get('name') != 'stderr']
@@ -28,7 +29,9 @@ def execute(path, timeout=900):
 
 
 def all_notebooks():
-    return sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts and not p.name.startswith('_'))
+    "Every notebook of the project, in the order of their paths."
+    found = sorted((ROOT / 'nbs').rglob('*.ipynb'))
+    return [p for p in found if '.ipynb_checkpoints' not in p.parts and not p.name.startswith('_')]
 
 
 if __name__ == '__main__':

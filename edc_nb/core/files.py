@@ -7,20 +7,20 @@ __all__ = ['SCHEMA', 'package_folder', 'results_folder', 'bytes_hash', 'atomic_p
            'save_tensors', 'load_tensors', 'Checkpoint', 'Store', 'Artefact']
 
 # %% ../../nbs/reference/files.ipynb #5e13e84c
-import importlib.util
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import random
 import re
 import shutil
 import time
-import torch
 from pathlib import Path
+
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+
 from .settings import EdcError
 
 # %% ../../nbs/reference/files.ipynb #5b1c0f3b
@@ -39,6 +39,7 @@ def bytes_hash(
     n:int=12,      # hexadecimal digits kept
 ) -> str:
     "A short hash of the content of files and tensors (kind, shape and bytes)."
+    import torch  # here and below: what only reads text files does not wait for it
     h = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.Tensor):
@@ -113,6 +114,7 @@ def save_tensors(
     **meta,          # plain values kept beside them
 ):
     "Write named tensors and metadata as a safetensors file, atomically."
+    from safetensors.torch import save_file
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=dict(meta=json.dumps(meta)))
 
@@ -140,12 +142,14 @@ class Checkpoint:
     def load(self, device='cpu'):
         "The last state saved, tensors on `device`, or None where there is none."
         if not self.path or not self.path.is_file(): return None
+        import torch
         try: return torch.load(self.path, map_location=device, weights_only=True)
         except Exception: return None      # an unreadable checkpoint costs its stage, not the run
 
     def save(self, state, force=False):
         "`state` is a function without arguments, called only if it is time to write, or with `force`."
         if not self.path or not (force or time.monotonic() - self.last >= self.seconds): return
+        import torch
         with atomic_path(self.path) as tmp: torch.save(state(), tmp)
         self.last = time.monotonic()
 

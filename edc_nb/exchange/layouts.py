@@ -18,7 +18,7 @@ from pathlib import Path
 from ..core.files import atomic_path, load_tensors, save_tensors, write_json, write_text
 from ..core.settings import EdcError
 from ..data.images import Dataset
-from ..data.open import NORMALIZATIONS
+from ..data.known import NORMALIZATIONS
 from ..data.readers import open_archive, find_layout, is_hidden, IMAGE_SUFFIXES, tar_index, walk_files, zip_index
 from edc_nb.data.sources import (
     ImageFolder, DecodedImages, usable_cores, open_image, load_images, worker_pool, to_rgb

@@ -8,12 +8,14 @@ __all__ = ['lock_folder', 'recorded_run', 'contact_sheet', 'save_contact_sheet',
 # %% ../../nbs/4_run/05_folder.ipynb #62e572f0
 import contextlib
 import os
+from pathlib import Path
+
 import torch
 from filelock import FileLock, Timeout
-from pathlib import Path
+
 from ..core.files import Store, atomic_path, bytes_hash, read_json, write_json, write_text
 from ..core.plotting import image_rows
-from ..core.runtime import make_runtime
+from ..core.runtime import make_runtime, resumable
 from ..core.settings import EdcError, Recipe, diff, from_yaml
 from ..data.images import Dataset
 from ..data.open import open_dataset
@@ -63,9 +65,9 @@ def _claim(out, chain, origin): # the first run writes run.json, a later one com
     if (out / 'run.json').exists(): return _same_run(out, recipe, now)
     write_text(out / 'recipe.yaml', recipe.to_yaml())
     absolute = lambda path: str(Path(path).resolve())
-    more = dict(name=recipe.name, hash=recipe.hash, dataset=dataset.name, classes=list(dataset.classes), size=dataset.size,
-                data=absolute(origin) if origin else None, info=dataset.info, store=absolute(chain.store.root),
-                weights={k: absolute(v) for k, v in chain.weights.items()},
+    more = dict(name=recipe.name, hash=recipe.hash, dataset=dataset.name, classes=list(dataset.classes),
+                size=dataset.size, info=dataset.info, store=absolute(chain.store.root),
+                data=absolute(origin) if origin else None, weights={k: absolute(v) for k, v in chain.weights.items()},
                 deterministic=run.deterministic, threads=torch.get_num_threads())
     write_json(out / 'run.json', now | more)
 
@@ -134,6 +136,7 @@ class Condensed:
         return f"Condensed({self.recipe.name}, {data}: {len(self.images)} images of {size} pixels in {self.out})"
 
 # %% ../../nbs/4_run/05_folder.ipynb #029580d3
+@resumable
 def condense(
     recipe:Recipe,               # what to run, e.g. `recipe('edc', 'cifar10', ipc=10)`
     data=None,                   # a folder, parquet files, an archive, an open `Dataset`; None for sets known by name
@@ -179,7 +182,8 @@ def _check_sources(chain): # imported images and foreign weights belong to this 
     needed = {name for name, _ in chain.keys.networks()}
     for name in chain.weights:
         if name not in needed:
-            raise EdcError(f"weights: {name!r} is none of this recipe's observers; accepted: {', '.join(sorted(needed))}")
+            raise EdcError(f"weights: {name!r} is none of this recipe's observers; "
+                           f"accepted: {', '.join(sorted(needed))}")
 
 def _make_labels(condensed): # of seed 0, where they are stored at all
     relabel = condensed.recipe.relabel
@@ -187,6 +191,7 @@ def _make_labels(condensed): # of seed 0, where they are stored at all
     condensed.chain.labels(condensed.chain.stream(condensed.images, condensed.labels, 0))
 
 # %% ../../nbs/4_run/05_folder.ipynb #1a92721c
+@resumable
 def load_condensed(
     out,                   # a run's folder
     data=None,             # where the images are now; None takes the recorded place

@@ -9,6 +9,7 @@ __all__ = ['stage_key', 'NetworksOf', 'StageKeys']
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
 from ..core.files import bytes_hash
 from ..core.registry import keyed
 from ..core.settings import Recipe, content_hash, for_labels, overrides
@@ -84,7 +85,8 @@ class _ImageKeys:
     def initial(self):
         "Key of the initial images."
         settings, asked = self.recipe.initialize, next(iter(self.networks_of.initialization), None)
-        return dict(data=self.data, ipc=self.recipe.ipc, seed=self.seed, observer=self.observer(asked) if asked else None,
+        observer = self.observer(asked) if asked else None
+        return dict(data=self.data, ipc=self.recipe.ipc, seed=self.seed, observer=observer,
                     initialize=overrides(settings) if asked else overrides(settings) | {'observer': None},
                     ) | keyed(INITIALIZATIONS, settings.method)
 
@@ -134,7 +136,7 @@ class StageKeys(_ImageKeys):
         return bool(self.imported) and str(seed) in self.imported['labels']
 
     def networks(self, seed=None):
-        "`(name, for_labeling)` of every network that takes part, once each; for imported images, in the labels of a seed."
+        "`(name, for_labeling)` of every network that takes part, once; for imported images, in the labels of a seed."
         parts = self.networks_of
         first = () if self.imported else tuple(dict.fromkeys((*parts.synthesis, *parts.initialization)))
         last = () if self.has_labels(seed) else parts.labeling

@@ -11,19 +11,24 @@ import json
 import os
 import platform
 import subprocess
-import torch
-from filelock import FileLock
 from pathlib import Path
+
+from filelock import FileLock
+
 from ..core.files import package_folder, read_json, write_json
-from ..core.runtime import Runtime
 from ..core.settings import EdcError, Recipe, from_dict
 
 # %% ../../nbs/4_run/07_ledger.ipynb #ed3838c9
 def environment(
-    run:Runtime=Runtime(),   # device and precision
+    run=None,   # `Runtime`: device and precision; None is the CPU in fp32
 ) -> dict:
     "Where a number was made: device, versions, threads, commit, date."
-    import torchvision, edc_nb
+    import torch
+    import torchvision
+
+    import edc_nb
+    from edc_nb.core.runtime import Runtime  # with torch, which reading a ledger need not wait for
+    run = run or Runtime()
     dev = run.device
     name = torch.cuda.get_device_name(dev) if dev.type == 'cuda' else platform.processor() or platform.machine()
     versions = dict(python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__,
@@ -36,7 +41,7 @@ def _commit(): # of the checkout the library runs from; '+' where files differ f
     here = str(package_folder())
     def git(*words): return subprocess.run(['git', '-C', here, *words], capture_output=True, text=True, timeout=5)
     try:
-        if git('ls-files', '--error-unmatch', '--', here).returncode: return None    # installed, or in another repository
+        if git('ls-files', '--error-unmatch', '--', here).returncode: return None    # installed, or another repository
         head = git('rev-parse', '--short=10', 'HEAD').stdout.strip()
         changed = git('status', '--porcelain', '-uno', '--', here).stdout.strip()
         return head + ('+' if changed else '')
@@ -45,6 +50,7 @@ def _commit(): # of the checkout the library runs from; '+' where files differ f
 # %% ../../nbs/4_run/07_ledger.ipynb #65b835a4
 SCHEMA = 2
 
+# %% ../../nbs/4_run/07_ledger.ipynb #64789715
 class Ledger:
     "Records in a JSON-lines file."
     def __init__(self,
@@ -134,10 +140,10 @@ def summarize(
 def save_measurement(
     path,                      # the file, e.g. `results/hessian_cifar10.json`
     frame,                     # DataFrame of what was measured
-    run:Runtime=Runtime(),     # device and precision
+    run=None,                  # `Runtime`: device and precision; None is the CPU in fp32
     **how,                     # what a reader must know: recipe, recipe_hash, dataset, seed, command, ...
 ):
-    "Write a table of measurements with its settings and the `environment`; returns the path. Replaces the file atomically."
+    "Write a table of measurements with its settings and the `environment`, atomically; returns the path."
     table = frame.astype(object).where(frame.notna(), None).to_dict('split')
     write_json(path, dict(schema=1, kind='measurement', how=how, environment=environment(run),
                           columns=table['columns'], rows=table['data']))

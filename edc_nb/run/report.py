@@ -7,8 +7,10 @@ __all__ = ['Report', 'weak_observers', 'evaluate']
 
 # %% ../../nbs/4_run/06_report.ipynb #98a6455e
 from dataclasses import dataclass
+
 from ..core.files import bytes_hash
-from ..core.settings import EdcError, PROTOCOL, overrides
+from ..core.runtime import resumable
+from ..core.settings import PROTOCOL, EdcError, overrides
 from ..recipes.base import for_student
 from .checks import check_recipe
 from .folder import Condensed, lock_folder
@@ -45,13 +47,14 @@ def weak_observers(
     return out
 
 # %% ../../nbs/4_run/06_report.ipynb #1046db0c
+@resumable
 def evaluate(
     condensed:Condensed,       # a condensed set
     student:str=None,          # architecture, at the learning rate its method gave it; None takes the recipe's
     seeds=1,                   # how many seeds, or a list of them
     *,
     changes:dict=None,         # other settings of `evaluate`, `augment` or `relabel`, e.g. `{'evaluate.zeta': 1}`
-    full_data='auto',          # the same student on all real images, as the upper mark: True, False, or if the store has it
+    full_data='auto',          # the same student on all real images, as the upper mark; 'auto': if the store has it
     ledger=None,               # a file to write records to beside the run's own
 ) -> Report:
     """Records of students trained on a condensed set; each is also written to the ledger.
@@ -71,6 +74,7 @@ def evaluate(
             for kept in ledgers: kept.add(records[-1:])
     return Report(records)
 
+# %% ../../nbs/4_run/06_report.ipynb #fa729b57
 def _with_protocol(recipe, student, changes): # the recipe with another student and other settings of the protocol
     for name in changes:
         if name.split('.')[0] not in PROTOCOL:
@@ -93,9 +97,10 @@ def _record(chain, seed, full_data): # one student's line in the ledger
     return dict(
         recipe=recipe.name, recipe_hash=recipe.hash, settings=recipe.to_dict(), **_data_fields(dataset),
         ipc=recipe.ipc, images=len(images), images_hash=bytes_hash(images), student=recipe.evaluate.student, seed=seed,
-        chain_seed=chain.seed, last=result.last, best=result.best, best_epoch=result.best_epoch, raw_last=result.raw_last,
-        reported=recipe.evaluate.report, headline=headline, curve=result.curve, observers=observers, ensemble=ensemble,
-        full_data=full, notes=[n for part in doubts for n in part if n],
+        chain_seed=chain.seed,
+        last=result.last, best=result.best, best_epoch=result.best_epoch, raw_last=result.raw_last,
+        reported=recipe.evaluate.report, headline=headline, curve=result.curve,
+        observers=observers, ensemble=ensemble, full_data=full, notes=[n for part in doubts for n in part if n],
         seconds=chain.costs.seconds(), peak_mb=chain.costs.peaks(), environment=environment(chain.run))
 
 def _data_fields(dataset): # of a record

@@ -11,8 +11,10 @@ import os
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from ..core.settings import EdcError
+
 from tqdm.auto import tqdm
+
+from ..core.settings import EdcError
 
 # %% ../../nbs/4_run/08_workers.ipynb #63d3920f
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ def _one_thread(): # in a fresh process, before it works
     import torch
     torch.set_num_threads(1)
 
+# %% ../../nbs/4_run/08_workers.ipynb #c7491b04
 def run_jobs(
     jobs:list,               # `Job`s that do not depend on each other
     workers=1,               # processes: a number, or 'auto' for one a core
@@ -56,8 +59,9 @@ def run_jobs(
         while left:
             try: _drain(left, count, bar)
             except BrokenProcessPool:
-                if not retries: raise EdcError(f"{desc}: a process was killed again and again, perhaps for want of memory; "
-                                               "finished jobs are kept, use fewer workers") from None
+                if not retries:
+                    raise EdcError(f"{desc}: a process was killed again and again, perhaps for want of memory; "
+                                   "finished jobs are kept, use fewer workers") from None
                 retries -= 1
 
 # %% ../../nbs/4_run/08_workers.ipynb #24d5dd55

@@ -1,11 +1,13 @@
-"""How fast is edc_nb beside the authors' procedure?   python tests/bench/bench_speed.py [--quick] [--only JOB] [--out FILE]
+"""How fast is edc_nb beside the authors' procedure?
 
-Three jobs, each done by us and, in the same run and taking turns, by a plain re-implementation of what the authors' scripts
-do (the `_Authors...` classes, written from a description of their procedure): the statistics pass, an iteration of the
-synthesis, an epoch of the evaluation. Before a job is timed both are shown to compute the same numbers. Networks have random
-weights and calibrated batch norm; time depends on neither. Images are CIFAR-10 from $EDC_NB_DATA, else
-noise. Seconds are CPU seconds of this process (all threads), which a busy machine disturbs least; ratios of wall seconds
-stand beside. Each figure is the best of several turns, so the first turn warms up."""
+    python tests/bench/bench_speed.py [--quick] [--only JOB] [--out FILE]
+
+Three jobs, each done by us and, in the same run and taking turns, by a plain re-implementation of what the authors'
+scripts do (the `_Authors...` classes, written from a description of their procedure): the statistics pass, an
+iteration of the synthesis, an epoch of the evaluation. Before a job is timed both are shown to compute the same
+numbers. Networks have random weights and calibrated batch norm; time depends on neither. Images are CIFAR-10 from
+$EDC_NB_DATA, else noise. Seconds are CPU seconds of this process (all threads), which a busy machine disturbs
+least; ratios of wall seconds stand beside. Each figure is the best of several turns, so the first turn warms up."""
 import argparse
 import contextlib
 import copy
@@ -29,33 +31,40 @@ from torchvision import transforms as T
 from edc_nb.core.runtime import generator, make_runtime
 from edc_nb.data.images import Dataset, ImageSet, sample_per_class
 from edc_nb.data.open import open_dataset
-from edc_nb.stages.students import LOSSES, Average, _groups, _student_epoch, recalibrate, student_batches
-from edc_nb.stages.matching import collect_statistics
+from edc_nb.models.helpers import make_optimizer, to_device
 from edc_nb.models.registry import build_model
 from edc_nb.recipes.registry import recipe
+from edc_nb.stages.matching import collect_statistics
 from edc_nb.stages.relabel import Labels, Teachers, ViewStream, make_labels
-from edc_nb.models.helpers import make_optimizer, to_device
 from edc_nb.stages.squeeze import stream, train_views
-from edc_nb.stages.synthesize import Observer, _Batch
+from edc_nb.stages.students import LOSSES, Average, _groups, _student_epoch, recalibrate, student_batches
+from edc_nb.stages.synthesize import ImageOptimizer, Observer
 
 EDC = recipe('edc', 'cifar10')
-SAME = recipe('edc-released', 'cifar10').replace({'matching.patch_swap': False, 'synthesize.crop_scale': (.5, 1.)})   # the authors' mathematics
+# the authors' mathematics
+SAME = recipe('edc-released', 'cifar10').replace({'matching.patch_swap': False, 'synthesize.crop_scale': (.5, 1.)})
 TILE = 4
-# CPU seconds that the authors' code took (fact sheet, section 11): forward of 64 images without and with hooks; an iteration with 100 images
+# CPU seconds that the authors' code took (fact sheet, section 11): forward of 64 images without and with hooks; an
+# iteration with 100 images
 SHEET_FORWARD = {'resnet18': (.74, 2.64), 'shufflenet_v2': (.095, .95)}
-SHEET_STEP = dict(resnet18=5.81, convnet_w128=.5, mobilenet_v2=1.2, wrn16_2=1.89, shufflenet_v2=1.73, convnet_d1=.29, convnet_d2=.45, convnet_w32=.1)
+SHEET_STEP = dict(resnet18=5.81, convnet_w128=.5, mobilenet_v2=1.2, wrn16_2=1.89, shufflenet_v2=1.73,
+                  convnet_d1=.29, convnet_d2=.45, convnet_w32=.1)
 
 
 # The authors' procedure
 
-def _resized(x): return F.interpolate(x, [-(-n // TILE) * TILE for n in x.shape[2:]], mode='bilinear')   # even where it fits already
+# even where it fits already
+def _resized(x): return F.interpolate(x, [-(-n // TILE) * TILE for n in x.shape[2:]], mode='bilinear')
 
 
 def _tiles(x, batch):
-    "The numbers in each tile, copied tile by tile: [tiles, B * C * TILE**2] of the batch, or [B, tiles, C * TILE**2] of its images."
+    """The numbers in each tile, copied tile by tile: [tiles, B * C * TILE**2] of the batch, or [B, tiles, C * TILE**2]
+    of its images."""
     b, c, h, w = x.shape
     x = x.reshape(b, c, h // TILE, TILE, w // TILE, TILE)
-    return x.permute(2, 4, 0, 1, 3, 5).reshape(h * w // TILE**2, -1) if batch else x.permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // TILE**2, -1)
+    tiles = h * w // TILE**2
+    if batch: return x.permute(2, 4, 0, 1, 3, 5).reshape(tiles, -1)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(b, tiles, -1)
 
 
 def _moments(x, dim): return [x.mean(dim), x.var(dim, unbiased=False)]
@@ -70,7 +79,8 @@ class _AuthorsHook:
 
     def forget(self):
         kinds = 4 if self.conv else 2
-        self.total, self.average, self.by_class = [0.] * kinds, [0.] * kinds, [[0.] * kinds for _ in range(self.owner.classes)]
+        self.total, self.average = [0.] * kinds, [0.] * kinds
+        self.by_class = [[0.] * kinds for _ in range(self.owner.classes)]
 
     def of_batch(self, x, resized):
         out = [x.mean((0, 2, 3)), x.permute(1, 0, 2, 3).contiguous().view(x.shape[1], -1).var(1, unbiased=False)]
@@ -95,13 +105,15 @@ class _AuthorsHook:
         for k, s in enumerate(self.of_batch(x, _resized(x) if self.conv else None)):
             self.average[k] = .8 * self.average[k] + .2 * s.detach()
             s = self.average[k] + s - s.detach()
-            self.loss = self.loss + .5 * torch.norm(self.goal[k] - s) + .5 * torch.norm(self.class_goal[k][self.owner.labels].mean(0) - s)
+            by_class = self.class_goal[k][self.owner.labels].mean(0)
+            self.loss = self.loss + .5 * torch.norm(self.goal[k] - s) + .5 * torch.norm(by_class - s)
 
 
 class _AuthorsObserver:
     "An observer with a hook on every convolution and batch norm, its statistics pass and its losses."
     def __init__(self, model, dataset):
-        self.model, self.classes, self.images = copy.deepcopy(model).requires_grad_(False), dataset.num_classes, len(dataset.train)
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.classes, self.images = dataset.num_classes, len(dataset.train)
         self.hooks = [_AuthorsHook(self, m) for m in self.model.modules() if isinstance(m, (nn.BatchNorm2d, nn.Conv2d))]
 
     @torch.no_grad()
@@ -146,15 +158,17 @@ class _AuthorsSynthesis:
 class _AuthorsTraining:
     """Their student: views made image by image with PIL and torchvision, labelled by all observers in every step.
 
-    `shipped` has the slip of their CIFAR-10 script, `with no_grad() and autocast`, which means autocast alone: the loss is
-    propagated back through the observers too. The other scripts are free of it. (They also write a checkpoint each epoch.)"""
+    `shipped` has the slip of their CIFAR-10 script, `with no_grad() and autocast`, which means autocast alone: the
+    loss is propagated back through the observers too. The other scripts are free of it. (They also write a
+    checkpoint each epoch.)"""
     def __init__(self, images, labels, teachers, dataset, student, device, shipped):
         self.teachers, self.device, self.shipped = teachers, device, shipped
         self.model = build_model(student, dataset.num_classes, dataset.size, seed=0).to(device)
         groups = [[p for p in self.model.parameters() if (p.dim() > 1) == big] for big in (True, False)]
         self.opt = torch.optim.AdamW([dict(params=ps, weight_decay=d) for ps, d in zip(groups, (.01, 0.))], lr=1e-3)
         self.average = [p.detach().clone() for p in self.model.parameters()]
-        self.view = T.Compose([T.RandAugment(), T.ToTensor(), T.RandomResizedCrop(dataset.size, (.08, 1.)), T.RandomHorizontalFlip(),
+        self.view = T.Compose([T.RandAugment(), T.ToTensor(), T.RandomResizedCrop(dataset.size, (.08, 1.)),
+                               T.RandomHorizontalFlip(),
                                T.Normalize(dataset.mean, dataset.std)])
         self.files, self.labels = [io.BytesIO() for _ in images], labels.tolist()
         for f, im in zip(self.files, images): Image.fromarray(im.permute(1, 2, 0).cpu().numpy()).save(f, 'PNG')
@@ -166,13 +180,15 @@ class _AuthorsTraining:
 
     def label(self, x):
         amp = torch.autocast('cuda', torch.float16) if self.device.type == 'cuda' else contextlib.nullcontext()
-        with amp if self.shipped else torch.no_grad(): return sum(m(x).float() for m in self.teachers) / len(self.teachers)
+        with amp if self.shipped else torch.no_grad(): return sum(m(x).float()
+            for m in self.teachers) / len(self.teachers)
 
     def epoch(self):
         self.model.train()
         for x, y in self.loader:
             x, y = x.to(self.device), y.to(self.device)
-            half, (a, b) = int(x.shape[-1] * math.sqrt(1 - np.random.beta(1., 1.))) // 2, np.random.randint(x.shape[-1], size=2)
+            half, (a, b) = int(x.shape[-1] * math.sqrt(1 - np.random.beta(1.,
+                1.))) // 2, np.random.randint(x.shape[-1], size=2)
             box = (..., slice(max(a - half, 0), a + half), slice(max(b - half, 0), b + half))
             x[box] = x[torch.randperm(len(x), device=x.device)][box]
             soft, z = self.label(x), self.model(x)
@@ -205,9 +221,11 @@ class Bench:
         self.args, self.run, self.gaps = args, make_runtime(args.device, args.precision, progress=False), []
         root = os.environ.get('EDC_NB_DATA')
         if root and (images := Path(root) / 'cifar10').exists():
-            data = open_dataset(EDC.replace({'data.per_class': 50, 'data.test_per_class': 1}).data, images, progress=False)
+            data = open_dataset(EDC.replace({'data.per_class': 50, 'data.test_per_class': 1}).data, images,
+                                progress=False)
         else:
-            sets = [ImageSet(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n) % 10) for n in (500, 10)]
+            sets = [ImageSet(torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n) % 10)
+                    for n in (500, 10)]
             data = Dataset('noise', *sets, [str(c) for c in range(10)], (.5,) * 3, (.3,) * 3)
         self.data = data.to(self.run.device)
         some = torch.randperm(500, generator=generator(0, 'some'))[:64 if args.quick else 128]
@@ -233,15 +251,18 @@ class Bench:
         "Both do the same job, up to a difference relative to the largest number."
         self.gaps.append(((ours - theirs).abs().max() / theirs.abs().max()).item())
         if not self.gaps[-1] < (1e-3 if self.run.precision == 'fp32' else 5e-2):
-            raise SystemExit(f"{what}: ours and the authors' differ by {self.gaps[-1]:.1e}; timing them would mean nothing")
+            raise SystemExit(f"{what}: ours and the authors' differ by {self.gaps[-1]:.1e}; "
+                             "timing them would mean nothing")
 
     def images(self, ipc):
         index = sample_per_class(self.data.train.labels.cpu(), ipc, generator(0, 'images'))
         return self.data.train.batch(index), self.data.train.labels[index.to(self.run.device)]
 
-    def views(self, name): return stream(self.some, train_views(EDC.squeeze), 64, generator(0, 'statistics', name), self.run)
+    def views(self, name): return stream(self.some, train_views(EDC.squeeze), 64, generator(0, 'statistics', name),
+                                         self.run)
 
-    def collect(self, name): return collect_statistics(self.models[name], self.some, EDC.matching, EDC.squeeze, run=self.run, name=name)
+    def collect(self, name): return collect_statistics(self.models[name], self.some, EDC.matching, EDC.squeeze,
+        run=self.run, name=name)
 
     def prepare(self):
         "Statistics by both sides, which agree."
@@ -250,22 +271,28 @@ class Bench:
             theirs.statistics(self.views(n))
             s = self.stats[n] = self.collect(n)
             conv = theirs.vector(lambda h: [torch.full_like(g, h.conv) for g in h.goal]).bool()
-            self.agree(f'{n}, class statistics', torch.cat([s.mean, s.within], 1), theirs.vector(lambda h: h.class_goal))
-            self.agree(f'{n}, global statistics', torch.cat([s.pooled()[0], s.batch_var])[conv], theirs.vector(lambda h: h.goal)[conv])
+            self.agree(f'{n}, class statistics', torch.cat([s.mean, s.within], 1),
+                       theirs.vector(lambda h: h.class_goal))
+            self.agree(f'{n}, global statistics', torch.cat([s.pooled()[0], s.batch_var])[conv],
+                       theirs.vector(lambda h: h.goal)[conv])
 
     def statistics(self):
         "Seconds for 64 images, and whether the authors' side is as slow as in the fact sheet."
         rows = {}
         for n, model in self.models.items():
             forward = lambda: [model(x).shape for x, _ in self.views(n)]
-            rows[n] = self.race({'forward': torch.inference_mode()(forward), 'with graph': forward, 'ours': lambda: self.collect(n),
-                                 'authors': lambda: self.theirs[n].statistics(self.views(n))}, len(self.some.train) / 64)
+            rows[n] = self.race({'forward': torch.inference_mode()(forward), 'with graph': forward,
+                                 'ours': lambda: self.collect(n),
+                                 'authors': lambda: self.theirs[n].statistics(self.views(n))},
+                                len(self.some.train) / 64)
         return {'statistics, 64 images': tabulate(total(rows), 'observer', 'ours/forward', 'authors/ours'),
                 "validity of the authors' side (hooks: their cost in plain forwards of ResNet-18)": validity(rows)}
 
     def synthesis(self):
-        "Seconds of an iteration; 'ours, edc' is the paper's recipe: targets per class, and the flatness term, one more forward."
-        return {f'synthesis, one iteration, batch {10 * ipc}': self.iterations(ipc) for ipc in ((1,) if self.args.quick else (10, 1))}
+        """Seconds of an iteration; 'ours, edc' is the paper's recipe: targets per class, and the flatness term, one
+        more forward."""
+        return {f'synthesis, one iteration, batch {10 * ipc}': self.iterations(ipc)
+                for ipc in ((1,) if self.args.quick else (10, 1))}
 
     def iterations(self, ipc):
         images, labels = self.images(ipc)
@@ -275,50 +302,65 @@ class Bench:
             def contender(r):
                 o = Observer(n, model, self.stats[n], 32, r.matching)
                 o.matcher.start(labels)
-                return o, _Batch(x, labels, self.data, r.synthesize, r.matching, self.run)
-            (same, a), (edc, b), theirs, c = contender(SAME), contender(EDC), self.theirs[n], _AuthorsSynthesis(x, labels, self.data)
+                return o, ImageOptimizer(x, labels, self.data, r.synthesize, r.matching, self.run)
+            (same, a), (edc, b), theirs, c = contender(SAME), contender(EDC), self.theirs[n], _AuthorsSynthesis(x,
+                labels, self.data)
             for h in theirs.hooks: h.average = [0.] * len(h.average)
-            losses = a._total(*a._losses(same, leaf, lambda v: v, None)), theirs.loss(leaf, labels)
+            losses = a.total(a.losses(same, leaf, lambda v: v, None)), theirs.loss(leaf, labels)
             self.agree(f'{n}, loss', *losses)
             self.agree(f'{n}, gradient', *(torch.autograd.grad(loss, leaf)[0] for loss in losses))
-            steps = {'plain': lambda t: torch.autograd.grad(F.cross_entropy(model(leaf), labels), leaf), 'ours': lambda t: a.step(t, same, generator(0, t)),
+            steps = {'plain': lambda t: torch.autograd.grad(F.cross_entropy(model(leaf), labels), leaf),
+                     'ours': lambda t: a.step(t, same, generator(0, t)),
                      'ours, edc': lambda t: b.step(t, edc, generator(0, t)), 'authors': lambda t: c.step(t, theirs)}
-            rows[n] = self.race({k: lambda step=step: [step(t) for t in range(turns)] for k, step in steps.items()}, turns)
+            rows[n] = self.race({k: lambda step=step: [step(t) for t in range(turns)] for k,
+                                 step in steps.items()}, turns)
         table = tabulate(total(rows), 'observer', 'ours/plain', 'authors/ours', 'authors/ours, edc')
         if ipc == 10: table['authors, s, fact sheet'] = [SHEET_STEP[n] for n in rows] + [sum(SHEET_STEP.values())]
         return table
 
     def evaluation(self):
-        "Seconds of an epoch at IPC 10: our label pass and student, and the authors' loop; one student, and three that share the labels."
+        """Seconds of an epoch at IPC 10: our label pass and student, and the authors' loop; one student, and three
+        that share the labels."""
         images, labels = self.images(10)
         s, name, store, epochs = EDC.evaluate, self.args.student, [], 2 if self.args.quick else 10
         views = ViewStream(images, labels, self.data, EDC.augment, 25, run=self.run)
         teachers = Teachers(list(self.models.values()), EDC.relabel, self.run)
         for m in self.models.values(): m.requires_grad_(True)          # as they come from training
-        mended, shipped = (_AuthorsTraining(images, labels, teachers.models, self.data, name, self.run.device, b) for b in (False, True))
+        mended, shipped = (_AuthorsTraining(images, labels, teachers.models, self.data, name, self.run.device, b)
+                           for b in (False, True))
         student = to_device(build_model(name, 10, 32, seed=0), self.run).train()
-        opt, average = make_optimizer(_groups(student, s), s.optimizer, s.lr, s.momentum, s.weight_decay, self.run.device), Average(student, s)
+        opt, average = make_optimizer(_groups(student, s), s.optimizer, s.lr, s.momentum, s.weight_decay,
+                                      self.run.device), Average(student, s)
         best = self.race({'label pass': lambda: store.append(make_labels(views, teachers, epochs)),
-                          'student': lambda: _student_epoch(student, opt, average, LOSSES[s.loss], student_batches(views, Labels(views, store[-1]), 0), s, self.run),
+                          'student': lambda: _student_epoch(student, opt, average, LOSSES[s.loss],
+                              student_batches(views, Labels(views, store[-1]), 0), s, self.run),
                           'authors, mended': mended.epoch, 'authors, as shipped': shipped.epoch})
         best['label pass'] /= epochs
-        self.agree('soft labels', store[-1].epoch(0, self.run.device), mended.label(torch.cat([v for _, v, _, _ in views.chunks(0)])))
-        rows = {f'{n} student(s)': {'ours': best['label pass'] + n * best['student'], **{k: n * best[k] for k in best if k.startswith('authors')}} for n in (1, 3)}
-        return {f'evaluation, one epoch, its parts ({name})': pd.DataFrame(best, index=['CPU s', 'wall s']).T.rename_axis('part'),
+        self.agree('soft labels', store[-1].epoch(0, self.run.device),
+                   mended.label(torch.cat([v for _, v, _, _ in views.chunks(0)])))
+        rows = {f'{n} student(s)': {'ours': best['label pass'] + n * best['student'],
+                                    **{k: n * best[k] for k in best if k.startswith('authors')}} for n in (1, 3)}
+        return {f'evaluation, one epoch, its parts ({name})': pd.DataFrame(best,
+            index=['CPU s', 'wall s']).T.rename_axis('part'),
                 'evaluation, one epoch': tabulate(rows, 'for', 'authors, mended/ours', 'authors, as shipped/ours')}
 
 
 def validity(rows):
-    """Is the authors' side as slow as the authors' code? Expected: 3-4 plain forwards of ResNet-18 and 10 of ShuffleNet, within 15 %.
+    """Is the authors' side as slow as the authors' code? Expected: 3-4 plain forwards of ResNet-18 and 10 of
+    ShuffleNet, within 15 %.
 
-    The fact sheet's ShuffleNet forward of .095 s kept autograd's graph (so it is with torch 2.13); without, it takes half as
-    long, and the ratio is twice as large. So the hooks' own cost is compared too, in plain forwards of ResNet-18, within a third."""
+    The fact sheet's ShuffleNet forward of .095 s kept autograd's graph (so it is with torch 2.13); without, it
+    takes half as long, and the ratio is twice as large. So the hooks' own cost is compared too, in plain forwards
+    of ResNet-18, within a third."""
     out, (unit, _), verdict = {}, SHEET_FORWARD['resnet18'], {True: 'PASS', False: 'FAIL'}
     for n, (low, high) in dict(resnet18=(3, 4), shufflenet_v2=(10, 10)).items():
         r, (forward, hooked) = {k: v[0] for k, v in rows[n].items()}, SHEET_FORWARD[n]
-        ratio, hooks, sheet = r['authors'] / r['forward'], (r['authors'] - r['forward']) / rows['resnet18']['forward'][0], (hooked - forward) / unit
-        out[n] = {'authors/forward': ratio, 'authors/with graph': r['authors'] / r['with graph'], 'fact sheet': hooked / forward,
-                  'ratio': verdict[bool(.85 * low < ratio < 1.15 * high)], 'hooks': hooks, 'hooks, fact sheet': sheet, 'cost': verdict[bool(.75 < hooks / sheet < 1.33)]}
+        ratio, hooks, sheet = r['authors'] / r['forward'], (
+            r['authors'] - r['forward']) / rows['resnet18']['forward'][0], (hooked - forward) / unit
+        out[n] = {'authors/forward': ratio, 'authors/with graph': r['authors'] / r['with graph'],
+                  'fact sheet': hooked / forward,
+                  'ratio': verdict[bool(.85 * low < ratio < 1.15 * high)], 'hooks': hooks,
+                  'hooks, fact sheet': sheet, 'cost': verdict[bool(.75 < hooks / sheet < 1.33)]}
     return pd.DataFrame(out).T.rename_axis('observer')
 
 
@@ -327,7 +369,8 @@ def expectations(tables):
     rows = []
     def expect(what, goal, table, row, column):
         cpu, wall = (tables[table].loc[row, column + w] for w in ('', ' (wall)'))
-        rows.append({'what': what, 'expected': f"{'<=' if column == 'ours/forward' else '>='} {goal}", 'CPU': cpu, 'wall': wall,
+        rows.append({'what': what, 'expected': f"{'<=' if column == 'ours/forward' else '>='} {goal}", 'CPU': cpu,
+                     'wall': wall,
                      'met': 'yes' if (cpu <= goal if column == 'ours/forward' else cpu >= goal) else 'NO'})
     for name in tables:
         if name.startswith('statistics'):
@@ -336,21 +379,26 @@ def expectations(tables):
         if name.startswith('synthesis'): expect(f'{name}: authors / ours', 1.8, name, 'all', 'authors/ours')
         if name == 'evaluation, one epoch':
             for n, goal in ((1, 1.6), (3, 2.)):
-                for k in ('as shipped', 'mended'): expect(f'labels and {n} student(s): authors {k} / ours', goal, name, f'{n} student(s)', f'authors, {k}/ours')
+                for k in ('as shipped', 'mended'): expect(f'labels and {n} student(s): authors {k} / ours', goal,
+                    name, f'{n} student(s)', f'authors, {k}/ours')
     return pd.DataFrame(rows).set_index('what')
 
 
 def machine(run):
     "Where this was measured."
     info = Path('/proc/cpuinfo')
-    names = [line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')] if info.exists() else []
-    return dict(cpu=names[0] if names else platform.processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), load=round(os.getloadavg()[0], 1),
-                device=torch.cuda.get_device_name() if run.device.type == 'cuda' else str(run.device), precision=run.precision,
+    names = [line.split(':')[1].strip() for line in info.read_text().splitlines()
+             if line.startswith('model name')] if info.exists() else []
+    return dict(cpu=names[0] if names else platform.processor(), cores=os.cpu_count(),
+                threads=torch.get_num_threads(), load=round(os.getloadavg()[0], 1),
+                device=torch.cuda.get_device_name() if run.device.type == 'cuda' else str(run.device),
+                precision=run.precision,
                 torch=torch.__version__, python=platform.python_version())
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('--threads', type=int, default=1, help='CPU threads')
     p.add_argument('--repeats', type=int, default=3, help='turns, of which the best counts')
     p.add_argument('--quick', action='store_true', help='fewer images, two turns, batch 10 only, student wrn16_2')
@@ -377,8 +425,10 @@ def main():
     name = 'expectations of issue 2 (CPU)'
     tables[name] = expectations(tables)
     print(f"\n{name}\n{tables[name].to_string(float_format='{:.2f}'.format)}")
-    print(f"\nours and the authors' agree to {max(bench.gaps):.0e}; {time.perf_counter() - start:.0f} s, load {os.getloadavg()[0]:.1f}")
-    if args.out: args.out.write_text(json.dumps(dict(machine=about, agree=max(bench.gaps), **{k: t.reset_index().to_dict('records') for k, t in tables.items()}), indent=1))
+    seconds, load = time.perf_counter() - start, os.getloadavg()[0]
+    print(f"\nours and the authors' agree to {max(bench.gaps):.0e}; {seconds:.0f} s, load {load:.1f}")
+    if args.out: args.out.write_text(json.dumps(dict(machine=about, agree=max(bench.gaps),
+        **{k: t.reset_index().to_dict('records') for k, t in tables.items()}), indent=1))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
-"""What can go wrong while a run works: SIGKILL, a full disk, damaged files, foreign weights, NaN, two processes in one folder."""
+"""What can go wrong while a run works: SIGKILL, a full disk, damaged files, foreign weights, NaN, two processes in one
+folder."""
 import json
 import os
 import random
@@ -11,20 +12,20 @@ import threading
 
 import pytest
 import torch
-from kit import CHECKPOINTED, edc_environment, finish, sets, start, without_warnings
 
 from edc_nb.core.files import load_tensors
+from edc_nb.core.settings import EdcError
 from edc_nb.data.open import open_dataset
-from edc_nb.stages.matching import collect_statistics
-from edc_nb.stages.initialize import initialize
 from edc_nb.models.registry import build_model
 from edc_nb.models.weights import save_weights
+from edc_nb.recipes.registry import recipe
 from edc_nb.run.folder import condense, load_condensed
 from edc_nb.run.report import evaluate
-from edc_nb.recipes.registry import recipe
-from edc_nb.core.settings import EdcError
+from edc_nb.stages.initialize import initialize
+from edc_nb.stages.matching import collect_statistics
 from edc_nb.stages.squeeze import train_observer
 from edc_nb.stages.synthesize import Observer, synthesize
+from kit import CHECKPOINTED, edc_environment, finish, sets, start, without_warnings
 
 
 def tiny(**changes):
@@ -32,7 +33,8 @@ def tiny(**changes):
 
 
 def series(folder, *kills):
-    "The same run started and killed again and again ('' lets it end), in forks of one process; yields after each start."
+    """The same run started and killed again and again ('' lets it end), in forks of one process; yields after each
+    start."""
     server = start(folder, 'serve', stdin=subprocess.PIPE)
     for kill in kills:
         server.stdin.write(kill + '\n')
@@ -64,17 +66,20 @@ def same(a, b):
         assert ma == mb, place
         assert ta.keys() == tb.keys(), place
         for k in ta:
-            assert ta[k].dtype == tb[k].dtype and ta[k].shape == tb[k].shape and ta[k].numpy().tobytes() == tb[k].numpy().tobytes(), (place, k)
+            assert ta[k].dtype == tb[k].dtype and ta[k].shape == tb[k].shape, (place, k)
+            assert ta[k].numpy().tobytes() == tb[k].numpy().tobytes(), (place, k)
 
 
 def finished(run):
     "{manifest: (inode, time)} of the stages that are finished."
-    return {str(f.relative_to(run)): (f.stat().st_ino, f.stat().st_mtime_ns) for f in (run / 'store').glob('*/*/manifest.json') if 'partial' not in f.parts}
+    return {str(f.relative_to(run)): (f.stat().st_ino, f.stat().st_mtime_ns)
+            for f in (run / 'store').glob('*/*/manifest.json') if 'partial' not in f.parts}
 
 
 def leftovers(run):
     "Unfinished work and temporary files."
-    return sorted(str(f.relative_to(run)) for f in run.rglob('*') if f.name.endswith('.tmp') or 'partial' in f.relative_to(run).parts[:-1])
+    return sorted(str(f.relative_to(run)) for f in run.rglob('*') if f.name.endswith('.tmp')
+                  or 'partial' in f.relative_to(run).parts[:-1])
 
 
 def one_sentence(text, *words):
@@ -111,15 +116,20 @@ def copied(whole, tmp_path):
 
 # ---- SIGKILL
 
-# An observer saves four times an epoch, its statistics four times; 10 classes x 2 images: synthesis saves six times in each of the
-# first two batches (the sixth time between batches) and five times in the last. Places count from where the last kill left off.
-KILLS = ['observer:saved:2', 'observer:saved:2', 'observer:torn:3', 'observer:payload:2', 'statistics:saved:2', 'statistics:payload:1', 'statistics:manifest:2',
-         'initialize:saved:3', 'initialize:payload:1', 'synthesize:saved:3', 'synthesize:torn:1', 'synthesize:saved:3', 'synthesize:saved:3', 'synthesize:manifest:1',
-         'relabel:saved:2', 'relabel:payload:1', 'evaluate:saved:4', 'evaluate:torn:1', 'evaluate:payload:1', 'ensemble:payload:1']
+# An observer saves four times an epoch, its statistics four times; 10 classes x 2 images: synthesis saves six times
+# in each of the first two batches (the sixth time between batches) and five times in the last. Places count from
+# where the last kill left off.
+KILLS = ['observer:saved:2', 'observer:saved:2', 'observer:torn:3', 'observer:payload:2', 'statistics:saved:2',
+         'statistics:payload:1', 'statistics:manifest:2',
+         'initialize:saved:3', 'initialize:payload:1', 'synthesize:saved:3', 'synthesize:torn:1',
+         'synthesize:saved:3', 'synthesize:saved:3', 'synthesize:manifest:1',
+         'relabel:saved:2', 'relabel:payload:1', 'evaluate:saved:4', 'evaluate:torn:1', 'evaluate:payload:1',
+         'ensemble:payload:1']
 
 
 def test_killed_at_every_stage_and_resumed_is_the_same_run(whole, tmp_path):
-    "One run, killed at one place after another; a stage that was finished is never written again, a checkpoint is taken up."
+    """One run, killed at one place after another; a stage that was finished is never written again, a checkpoint is
+    taken up."""
     before = {}
     for kill in series(tmp_path, *KILLS, ''):
         now = finished(tmp_path / 'run')
@@ -128,7 +138,8 @@ def test_killed_at_every_stage_and_resumed_is_the_same_run(whole, tmp_path):
     same(whole, tmp_path / 'run')
     manifests = [json.loads(f.read_text()) for f in (tmp_path / 'run' / 'store').glob('*/*/manifest.json')]
     resumed = {m['stage'] for m in manifests if m['resumed']}
-    assert {'observer', 'statistics', 'initialize', 'synthesize', 'relabel', 'evaluate'} <= resumed      # they went on, they did not begin anew
+    # they went on, they did not begin anew
+    assert {'observer', 'statistics', 'initialize', 'synthesize', 'relabel', 'evaluate'} <= resumed
     assert len((tmp_path / 'run' / 'ledger.jsonl').read_text().splitlines()) == 1
     assert not [f for f in leftovers(tmp_path / 'run') if f.endswith('.pt')]
 
@@ -187,9 +198,11 @@ def command(out, *more):
 
 
 def test_a_file_too_large_for_the_limit_stops_in_one_sentence_and_resumes(tmp_path, edc):
-    "RLIMIT_FSIZE: the small observer is kept, the large one leaves nothing behind, and the same command finishes later."
+    """RLIMIT_FSIZE: the small observer is kept, the large one leaves nothing behind, and the same command finishes
+    later."""
     limit = 1_000_000
-    blocked = subprocess.run([sys.executable, '-m', 'edc_nb', *command(tmp_path / 'run')], env=edc_environment(), capture_output=True, text=True, timeout=180,
+    blocked = subprocess.run([sys.executable, '-m', 'edc_nb', *command(tmp_path / 'run')], env=edc_environment(),
+                             capture_output=True, text=True, timeout=180,
                              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert blocked.returncode == 2, blocked.stderr
     one_sentence(blocked.stderr, 'disk is full or a file-size limit', 'run the same command again')
@@ -201,8 +214,10 @@ def test_a_file_too_large_for_the_limit_stops_in_one_sentence_and_resumes(tmp_pa
 
 
 def test_a_checkpoint_too_large_for_the_limit_stops_in_one_sentence_and_resumes(whole, tmp_path):
-    code, _, err = finish(start(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))))
-    assert code == 1 and 'EdcError' in err        # the script has no command line's exit code; the sentence is the last line
+    limit = (1_000_000, 1_000_000)
+    code, _, err = finish(start(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)))
+    # the script has no command line's exit code; the sentence is the last line
+    assert code == 1 and 'EdcError' in err
     one_sentence(err.strip().splitlines()[-1], 'disk is full or a file-size limit')
     assert not [f for f in leftovers(tmp_path / 'run') if f.endswith('.tmp')]
     code, _, err = finish(start(tmp_path))
@@ -210,11 +225,13 @@ def test_a_checkpoint_too_large_for_the_limit_stops_in_one_sentence_and_resumes(
     same(whole, tmp_path / 'run')
 
 
-@pytest.mark.parametrize('room', [1500, 3100])      # KiB: of 3300; the large observer does not fit, or only what comes late
+# KiB: of 3300; the large observer does not fit, or only what comes late
+@pytest.mark.parametrize('room', [1500, 3100])
 def test_a_full_file_system_stops_in_one_sentence_and_resumes(room, tmp_path, edc):
     disk = tmp_path / 'disk'
     disk.mkdir()
-    if not hasattr(os, 'geteuid') or os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={room}k', 'tmpfs', disk], capture_output=True).returncode:
+    mount = ['mount', '-t', 'tmpfs', '-o', f'size={room}k', 'tmpfs', disk]
+    if not hasattr(os, 'geteuid') or os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip('needs the right to mount a small file system')
     try:
         full = edc(*command(disk / 'run'))
@@ -244,7 +261,8 @@ def test_the_copy_is_sound(copied):
 
 # a student's weights are not read back, only its result
 @pytest.mark.parametrize('damage,stage', [(d, s) for d in ('truncated', 'garbage', 'missing', 'manifest', 'schema')
-                                          for s in ('observer', 'statistics', 'initialize', 'synthesize', 'relabel', 'evaluate') if (d, s) != ('garbage', 'evaluate')])
+                                          for s in ('observer', 'statistics', 'initialize', 'synthesize',
+                                              'relabel', 'evaluate') if (d, s) != ('garbage', 'evaluate')])
 def test_damaged_results_are_refused_by_name(stage, damage, copied):
     payload = next((copied / 'store' / stage).rglob('*.safetensors'))
     manifest = payload.parent / 'manifest.json'
@@ -298,16 +316,21 @@ def foreign(tmp_path, kind):
         path = tmp_path / 'teacher.pt'
         torch.save(build_model('wrn16_2', 10, 8).state_dict(), path)
     else:
-        name, classes, size = dict(architecture=('convnet_d2', 10, 8), classes=('wrn16_2', 7, 8), size=('wrn16_2', 10, 32)).get(kind, ('wrn16_2', 10, 8))
+        name, classes, size = dict(architecture=('convnet_d2', 10, 8), classes=('wrn16_2', 7, 8),
+                                   size=('wrn16_2', 10, 32)).get(kind, ('wrn16_2', 10, 8))
         save_weights(build_model(name, classes, size), path, card(name, .97, classes))
     if kind.startswith('truncated'):
         path.write_bytes(path.read_bytes()[:5000])
     return path
 
 
-@pytest.mark.parametrize('kind,words', [('truncated', ['teacher.safetensors', 'truncated']), ('truncated pt', ['teacher.pt', 'truncated']), ('missing', ['nowhere.safetensors']),
-                                        ('architecture', ['teacher.safetensors', 'convnet_d2', 'wrn16_2']), ('classes', ['teacher.safetensors', '7', '10']),
-                                        ('size', ['teacher.safetensors', '32', '8']), ('untrained', ['wrn16_2', '97.0%'])])
+@pytest.mark.parametrize('kind,words', [('truncated', ['teacher.safetensors', 'truncated']),
+                                        ('truncated pt', ['teacher.pt', 'truncated']),
+                                        ('missing', ['nowhere.safetensors']),
+                                        ('architecture', ['teacher.safetensors', 'convnet_d2', 'wrn16_2']),
+                                        ('classes', ['teacher.safetensors', '7', '10']),
+                                        ('size', ['teacher.safetensors', '32', '8']),
+                                        ('untrained', ['wrn16_2', '97.0%'])])
 def test_weights_that_do_not_belong_are_refused(kind, words, tmp_path):
     path = foreign(tmp_path, kind)
     refused(lambda: condense(tiny(), out=tmp_path / 'run', weights={'wrn16_2': path}, progress=False), *words)
@@ -317,13 +340,15 @@ def test_weights_that_do_not_belong_are_refused(kind, words, tmp_path):
 def test_a_card_need_not_say_more_than_an_accuracy(tmp_path):
     path = tmp_path / 'teacher.safetensors'
     save_weights(build_model('wrn16_2', 10, 8), path, dict(card=dict(test_accuracy=.97)))
-    refused(lambda: condense(tiny(), out=tmp_path / 'run', weights={'wrn16_2': path}, progress=False), 'wrn16_2', '97.0%')
+    refused(lambda: condense(tiny(), out=tmp_path / 'run', weights={'wrn16_2': path}, progress=False), 'wrn16_2',
+            '97.0%')
 
 
 @pytest.mark.parametrize('kind', ['pt', 'safetensors'])
 def test_weights_of_the_own_chain_are_accepted_from_outside(kind, whole, tmp_path):
     "A trained observer given as a file: the same images as the run that trained it."
-    source = next(f for f in (whole / 'store' / 'observer').rglob('weights.safetensors') if load_tensors(f)[1]['name'] == 'wrn16_2')
+    source = next(f for f in (whole / 'store' / 'observer').rglob('weights.safetensors')
+                  if load_tensors(f)[1]['name'] == 'wrn16_2')
     path = tmp_path / f'teacher.{kind}'
     shutil.copy(source, path) if kind == 'safetensors' else torch.save(load_tensors(source)[0], path)
     c = condense(tiny(), out=tmp_path / 'run', weights={'wrn16_2': path}, progress=False, labels=False)
@@ -332,7 +357,8 @@ def test_weights_of_the_own_chain_are_accepted_from_outside(kind, whole, tmp_pat
 
 
 def test_the_command_line_refuses_weights_with_exit_code_2(tmp_path, edc):
-    for item, words in ((f"wrn16_2={foreign(tmp_path, 'classes')}", ['teacher.safetensors', '7', '10']), ('teacher.safetensors', ['NAME=FILE'])):
+    for item, words in ((f"wrn16_2={foreign(tmp_path, 'classes')}", ['teacher.safetensors', '7', '10']),
+                        ('teacher.safetensors', ['NAME=FILE'])):
         done = edc(*command('run', '--weights', item))
         assert done.returncode == 2
         one_sentence(done.stderr, *words)
@@ -347,7 +373,8 @@ def test_weights_for_an_observer_that_takes_no_part_are_refused(tmp_path):
 # ---- a resume that is another run
 
 def test_a_folder_keeps_to_its_run(copied):
-    for changes, kw, words in (({'synthesize.iterations': 7}, {}, ['synthesize.iterations']), ({'evaluate.lr': .1, 'matching.alpha': .1}, {}, ['evaluate.lr', 'matching.alpha']),
+    for changes, kw, words in (({'synthesize.iterations': 7}, {}, ['synthesize.iterations']),
+                               ({'evaluate.lr': .1, 'matching.alpha': .1}, {}, ['evaluate.lr', 'matching.alpha']),
                                ({}, dict(seed=1), ['seed']), ({'data.per_class': 19}, {}, ['data.per_class'])):
         before = payloads(copied)
         refused(lambda: condense(tiny(**changes), out=copied, progress=False, **kw), copied, *words)
@@ -356,8 +383,11 @@ def test_a_folder_keeps_to_its_run(copied):
 
 def test_a_folder_keeps_to_its_data(tmp_path):
     d, other = (open_dataset(tiny().data, seed=s) for s in (0, 1))
-    condense(tiny(**{'synthesize.iterations': 0, 'initialize.method': 'real', 'relabel.labels': 'hard', 'evaluate.loss': 'ce'}), d, tmp_path / 'run', progress=False)
-    refused(lambda: condense(tiny(**{'synthesize.iterations': 0, 'initialize.method': 'real', 'relabel.labels': 'hard', 'evaluate.loss': 'ce'}), other, tmp_path / 'run', progress=False),
+    condense(tiny(**{'synthesize.iterations': 0, 'initialize.method': 'real', 'relabel.labels': 'hard',
+                     'evaluate.loss': 'ce'}), d, tmp_path / 'run', progress=False)
+    refused(lambda: condense(tiny(**{'synthesize.iterations': 0, 'initialize.method': 'real',
+                                     'relabel.labels': 'hard', 'evaluate.loss': 'ce'}), other, tmp_path / 'run',
+                             progress=False),
             'data_hash')
 
 
@@ -370,15 +400,22 @@ def test_a_folder_keeps_to_its_weights_and_precision(copied, tmp_path):
 
 # ---- losses that are not finite
 
-@pytest.mark.parametrize('changes,words', [({'squeeze.lr': 1e30}, ['squeeze convnet_d1', 'epoch 1', 'step', 'squeeze.lr']),
-                                           ({'matching.weight': 1e38}, ['synthesize', 'batch 0, iteration 1', 'observer wrn16_2', 'synthesize.lr']),
-                                           ({'matching.weight': 1e38, 'synthesize.iterations': 1}, ['synthesize', 'batch 0']),
-                                           ({'evaluate.lr': 1e30, 'evaluate.schedule': 'smoothing', 'evaluate.optimizer': 'sgd'}, ['student convnet_d1', 'epoch', 'step', 'evaluate.lr'])],
+@pytest.mark.parametrize('changes,words',
+                         [({'squeeze.lr': 1e30}, ['squeeze convnet_d1', 'epoch 1', 'step', 'squeeze.lr']),
+                                           ({'matching.weight': 1e38},
+                                            ['synthesize', 'batch 0, iteration 1', 'observer wrn16_2',
+                                             'synthesize.lr']),
+                                           ({'matching.weight': 1e38, 'synthesize.iterations': 1},
+                                            ['synthesize', 'batch 0']),
+                                           ({'evaluate.lr': 1e30, 'evaluate.schedule': 'smoothing',
+                                             'evaluate.optimizer': 'sgd'},
+                                            ['student convnet_d1', 'epoch', 'step', 'evaluate.lr'])],
                          ids=['squeeze', 'synthesize', 'last iteration', 'evaluate'])
 def test_losses_that_are_not_finite_name_stage_and_step(changes, words, tmp_path):
     r = tiny(**{'initialize.method': 'real'} | changes)
     refused(lambda: evaluate(condense(r, out=tmp_path / 'run', progress=False)), *words)
-    assert not [m for m in finished(tmp_path / 'run') if words[0].split()[0].replace('student', 'evaluate').replace('squeeze', 'observer') in m]
+    stage = words[0].split()[0].replace('student', 'evaluate').replace('squeeze', 'observer')
+    assert not [m for m in finished(tmp_path / 'run') if stage in m]
 
 
 # ---- places that cannot be used

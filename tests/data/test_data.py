@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import random
+import shutil
 import struct
 import tarfile
 import time
@@ -18,11 +19,12 @@ import torch
 import torchvision.transforms as T
 from PIL import Image
 
-from edc_nb.data import open as D, readers
-from edc_nb.data.sources import decode_image
+from edc_nb.core.settings import DataSettings, EdcError
+from edc_nb.data import open as D
+from edc_nb.data import readers
 from edc_nb.data.images import Dataset, ImageSet, StreamSet, sample_per_class
 from edc_nb.data.open import find_data, open_dataset
-from edc_nb.core.settings import DataSettings, EdcError
+from edc_nb.data.sources import decode_image
 
 TEN = 'n02869837 n01749939 n02488291 n02107142 n13037406 n02091831 n04517823 n04589890 n03062245 n01773797'.split()
 
@@ -49,9 +51,11 @@ def folder(root, counts, seed=0, **kw):
 
 def parquet(path, blobs, labels, names=None, image='image', label='label', group=7):
     struct_type = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
-    t = pa.table({image: pa.array([b if isinstance(b, dict) else dict(bytes=b, path=None) for b in blobs], struct_type), label: labels})
+    t = pa.table({image: pa.array([b if isinstance(b, dict) else dict(bytes=b, path=None) for b in blobs],
+                                  struct_type), label: labels})
     if names:
-        meta = dict(info=dict(features={image: dict(_type='Image'), label: dict(names=list(names), _type='ClassLabel')}))
+        meta = dict(info=dict(features={image: dict(_type='Image'),
+                                        label: dict(names=list(names), _type='ClassLabel')}))
         t = t.replace_schema_metadata({'huggingface': json.dumps(meta)})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(t, path, row_group_size=group)
@@ -128,7 +132,8 @@ def test_tiny_imagenet_20(data_root):
     assert any('20 classes' in n for n in d.info['notes'])
     t = pq.read_table(next(path.glob('valid-*')))
     for i in (0, 500, 999):
-        assert np.array_equal(d.test.images[i].permute(1, 2, 0).numpy(), np.asarray(Image.open(io.BytesIO(t['image'][i]['bytes'].as_py())).convert('RGB')))
+        assert np.array_equal(d.test.images[i].permute(1, 2, 0).numpy(),
+                              np.asarray(Image.open(io.BytesIO(t['image'][i]['bytes'].as_py())).convert('RGB')))
     s = load(path, 'tiny_imagenet', memory_limit=20_000_000)                            # train is streamed, test is not
     assert isinstance(s.train, StreamSet) and isinstance(s.test, ImageSet)
     order = torch.randperm(10000, generator=torch.Generator().manual_seed(0))[:300]
@@ -141,15 +146,18 @@ def test_imagenet_one_per_class(data_root):
     path = data_root('imagenet1k_one_per_class')
     d = load(path, 'imagenet1k', size=64, classes=tuple(range(0, 1000, 100)))
     assert (len(d.train), len(d.test), d.size, d.num_classes) == (10, 10, 64, 10)
-    assert torch.equal(d.train.images, d.test.images) and d.info['split'].startswith('none')     # nothing can be held out, and it says so
+    # nothing can be held out, and it says so
+    assert torch.equal(d.train.images, d.test.images) and d.info['split'].startswith('none')
     ten = load(path, 'imagenet10')
     assert [c[:9] for c in ten.classes] == TEN and ten.size == 224 and len(ten.train) == 10
     t = pq.read_table(next(path.glob('*.parquet')))
     encoded = t['image'][t['label'].to_pylist().index(452)]['bytes'].as_py()            # a bonnet, the first of the ten
     want = T.Compose([T.Resize(256), T.CenterCrop(224)])(Image.open(io.BytesIO(encoded)).convert('RGB'))
     assert np.array_equal(ten.train.images[ten.train.labels == 0][0].permute(1, 2, 0).numpy(), np.asarray(want))
-    names = json.loads(pq.read_schema(next(path.glob('*.parquet'))).metadata[b'huggingface'])['info']['features']['label']['names']
-    assert [names[i][:9] for i in readers.IMAGENET10.values()] == TEN == list(readers.IMAGENET10)   # the places used for copies named in words
+    names = json.loads(pq.read_schema(
+        next(path.glob('*.parquet'))).metadata[b'huggingface'])['info']['features']['label']['names']
+    # the places used for copies named in words
+    assert [names[i][:9] for i in readers.IMAGENET10.values()] == TEN == list(readers.IMAGENET10)
 
 
 # ---- archives in miniature
@@ -192,9 +200,11 @@ def test_tiny_imagenet_download(tmp_path, monkeypatch, method):
     d = load(None, 'tiny_imagenet')
     assert (len(d.train), len(d.test), d.size, d.classes) == (12, 6, 64, ['n01', 'n02', 'n03'])
     assert [p.name for p in cache.iterdir()] == ['tiny-imagenet-200.zip']
-    assert np.array_equal(d.train.images[5].permute(1, 2, 0).numpy(), np.asarray(Image.open(io.BytesIO(images['n02', 1]))))
+    assert np.array_equal(d.train.images[5].permute(1, 2, 0).numpy(),
+                          np.asarray(Image.open(io.BytesIO(images['n02', 1]))))
     assert d.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    assert np.array_equal(d.test.images[4].permute(1, 2, 0).numpy(), np.asarray(Image.open(io.BytesIO(images['val', 0]))))
+    assert np.array_equal(d.test.images[4].permute(1, 2, 0).numpy(),
+                          np.asarray(Image.open(io.BytesIO(images['val', 0]))))
     zip_path.unlink()
     assert load(None, 'tiny_imagenet').hash == d.hash                                   # from the cache
     with zipfile.ZipFile(cache / 'tiny-imagenet-200.zip') as z:
@@ -238,11 +248,14 @@ def cifar_tar(path, hundred=False):
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (30, 3072), dtype=np.uint8), (np.arange(30) % 5).tolist()
     if hundred:
-        files = {f'cifar-100-python/{k}': py2({'data': x[s], 'fine_labels': y[s], 'coarse_labels': y[s]}) for k, s in (('train', slice(0, 20)), ('test', slice(20, 30)))}
+        files = {f'cifar-100-python/{k}': py2({'data': x[s], 'fine_labels': y[s], 'coarse_labels': y[s]}) for k,
+                 s in (('train', slice(0, 20)), ('test', slice(20, 30)))}
         files['cifar-100-python/meta'] = py2({'fine_label_names': list('abcde'), 'coarse_label_names': list('xy')})
     else:
-        files = {f'cifar-10-batches-py/data_batch_{i + 1}': py2({'data': x[4 * i:4 * i + 4], 'labels': y[4 * i:4 * i + 4], 'batch_label': 'x'}) for i in range(5)}
-        files |= {'cifar-10-batches-py/test_batch': py2({'data': x[20:], 'labels': y[20:]}), 'cifar-10-batches-py/readme.html': b'hello',
+        files = {f'cifar-10-batches-py/data_batch_{i + 1}': py2({'data': x[4 * i:4 * i + 4],
+            'labels': y[4 * i:4 * i + 4], 'batch_label': 'x'}) for i in range(5)}
+        files |= {'cifar-10-batches-py/test_batch': py2({'data': x[20:], 'labels': y[20:]}),
+                  'cifar-10-batches-py/readme.html': b'hello',
                   'cifar-10-batches-py/batches.meta': py2({'label_names': list('abcde'), 'num_vis': 3072})}
     with tarfile.open(path, 'w:gz') as tar:
         for name, b in files.items():
@@ -260,8 +273,10 @@ def test_cifar_archive(tmp_path, name, file):
         assert np.array_equal(d.train.images.numpy(), x[:20]) and np.array_equal(d.test.images.numpy(), x[20:])
         assert np.array_equal(d.train.labels.numpy(), y[:20]) and d.classes == list('abcde')
     with tarfile.open(tmp_path / file) as tar:
-        tar.extractall(tmp_path / 'out', **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))      # Python before 3.11.4 knows no filters
-    assert load(tmp_path / 'out', name).hash == d.hash and load(next((tmp_path / 'out').iterdir()), name, memory_limit=1).hash == d.hash
+        # Python before 3.11.4 knows no filters
+        tar.extractall(tmp_path / 'out', **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
+    assert load(tmp_path / 'out', name).hash == d.hash and load(next((tmp_path / 'out').iterdir()), name,
+        memory_limit=1).hash == d.hash
     (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:500])
     complaint(tmp_path / file, file, name=name)
 
@@ -289,6 +304,28 @@ def tar_of(files, path=None):
     return b.getvalue()
 
 
+def write_validation_labels(tmp_path, labels, synsets, val, rng):
+    "The class of each validation image, in one of the forms that people have."
+    if labels == 'kaggle':
+        (tmp_path / 'LOC_val_solution.csv').write_text('ImageId,PredictionString\n' + ''.join(
+            f'ILSVRC2012_val_{i + 1:08d},{s} 1 2 3 4 {s} 5 6 7 8\n' for i, s in enumerate(val)))
+    elif labels == 'synsets':
+        (tmp_path / 'imagenet_2012_validation_synset_labels.txt').write_text('\n'.join(val))
+    else:
+        savemat = pytest.importorskip('scipy.io').savemat
+        kit, ids = tmp_path / 'ILSVRC2012_devkit_t12', rng.permutation(12) + 1
+        (kit / 'data').mkdir(parents=True)
+        savemat(kit / 'data' / 'meta.mat',
+                {'synsets': np.array([(int(i), s) for i, s in zip(ids, synsets)],
+                                     dtype=[('ILSVRC2012_ID', 'O'), ('WNID', 'O')])})
+        truth = '\n'.join(str(ids[synsets.index(s)]) for s in val)
+        (kit / 'data' / 'ILSVRC2012_validation_ground_truth.txt').write_text(truth)
+        if labels == 'devkit.tar.gz':
+            with tarfile.open(tmp_path / 'ILSVRC2012_devkit_t12.tar.gz', 'w:gz') as tar:
+                tar.add(kit, 'ILSVRC2012_devkit_t12')
+            shutil.rmtree(kit)
+
+
 @pytest.mark.parametrize('labels', ['kaggle', 'synsets', 'devkit', 'devkit.tar.gz'])
 def test_imagenet_archives(tmp_path, labels):
     rng = np.random.default_rng(0)
@@ -296,26 +333,14 @@ def test_imagenet_archives(tmp_path, labels):
     train = {s: {f'{s}_{i}.JPEG': blob(noise(rng, 40, 30), 'jpeg') for i in range(2)} for s in synsets}
     val = [synsets[i] for i in rng.permutation(12)]
     tar_of({f'{s}.tar': tar_of(f) for s, f in train.items()}, tmp_path / 'ILSVRC2012_img_train.tar')
-    tar_of({f'ILSVRC2012_val_{i + 1:08d}.JPEG': blob(noise(rng, 40, 30), 'jpeg') for i in range(12)}, tmp_path / 'ILSVRC2012_img_val.tar')
+    tar_of({f'ILSVRC2012_val_{i + 1:08d}.JPEG': blob(noise(rng, 40, 30), 'jpeg') for i in range(12)},
+           tmp_path / 'ILSVRC2012_img_val.tar')
     complaint(tmp_path, 'ILSVRC2012_img_val.tar', 'no labels', name='imagenet1k')
-    if labels == 'kaggle':
-        (tmp_path / 'LOC_val_solution.csv').write_text('ImageId,PredictionString\n' + ''.join(f'ILSVRC2012_val_{i + 1:08d},{s} 1 2 3 4 {s} 5 6 7 8\n' for i, s in enumerate(val)))
-    elif labels == 'synsets':
-        (tmp_path / 'imagenet_2012_validation_synset_labels.txt').write_text('\n'.join(val))
-    else:
-        savemat = pytest.importorskip('scipy.io').savemat
-        kit, ids = tmp_path / 'ILSVRC2012_devkit_t12', rng.permutation(12) + 1
-        (kit / 'data').mkdir(parents=True)
-        savemat(kit / 'data' / 'meta.mat', {'synsets': np.array([(int(i), s) for i, s in zip(ids, synsets)], dtype=[('ILSVRC2012_ID', 'O'), ('WNID', 'O')])})
-        (kit / 'data' / 'ILSVRC2012_validation_ground_truth.txt').write_text('\n'.join(str(ids[synsets.index(s)]) for s in val))
-        if labels == 'devkit.tar.gz':
-            with tarfile.open(tmp_path / 'ILSVRC2012_devkit_t12.tar.gz', 'w:gz') as tar:
-                tar.add(kit, 'ILSVRC2012_devkit_t12')
-            import shutil
-            shutil.rmtree(kit)
+    write_validation_labels(tmp_path, labels, synsets, val, rng)
     d = load(tmp_path, 'imagenet1k', size=32)
     assert d.classes == synsets and (len(d.train), len(d.test)) == (24, 12)
-    assert np.array_equal(d.train.images[2].permute(1, 2, 0).numpy(), decode_image(train[synsets[1]][f'{synsets[1]}_0.JPEG'], 32))
+    assert np.array_equal(d.train.images[2].permute(1, 2, 0).numpy(),
+                          decode_image(train[synsets[1]][f'{synsets[1]}_0.JPEG'], 32))
     with tarfile.open(tmp_path / 'ILSVRC2012_img_val.tar') as tar:
         for c, s in enumerate(synsets):
             want = decode_image(tar.extractfile(f'ILSVRC2012_val_{val.index(s) + 1:08d}.JPEG').read(), 32)
@@ -337,7 +362,8 @@ def test_formats_agree(tmp_path):
     assert d.info['licence'] and d.info['counts'] == dict(train=[9, 5], test=[3, 2])
     json.dumps(d.info)
     for split, word in (('train', 'train-0'), ('test', 'test-0')):
-        files = [tmp_path / 'f' / split / c / f'{i}.png' for c, n in zip('ab', d.info['counts'][split]) for i in range(n)]
+        files = [tmp_path / 'f' / split / c / f'{i}.png' for c,
+                 n in zip('ab', d.info['counts'][split]) for i in range(n)]
         blobs, labels = [f.read_bytes() for f in files], [0 if f.parent.name == 'a' else 1 for f in files]
         parquet(tmp_path / 'hf' / f'{word}.parquet', blobs, labels, 'ab')
         parquet(tmp_path / 'fine' / 'data' / f'{word}.parquet', blobs, labels, 'ab', 'img', 'fine_label')
@@ -357,7 +383,8 @@ def test_split_is_drawn_by_seed(tmp_path):
     assert a.info['counts'] == dict(train=[2, 27, 1], test=[1, 3, 0])
     assert '10%' in a.info['split'] and any('single image' in n for n in a.info['notes'])
     assert load(tmp_path, test_share=0.5).info['counts'] == dict(train=[1, 15, 1], test=[2, 15, 0])
-    sub = load(tmp_path, classes=(1,))                                                  # the same test images with fewer classes
+    # the same test images with fewer classes
+    sub = load(tmp_path, classes=(1,))
     assert torch.equal(sub.test.images, a.test.images[a.test.labels == 1])
     assert len(load(tmp_path, per_class=1000, test_per_class=1000).train) == 30         # caps above the class are fine
     assert load(tmp_path, per_class=2).info['counts']['train'] == [2, 2, 1]
@@ -483,7 +510,8 @@ def test_bad_images(tmp_path):
         parquet(tmp_path / f'{kind}_rows' / 'train-0.parquet', rows[:2], [0, 1], 'ab')
         parquet(tmp_path / f'{kind}_rows' / 'train-1.parquet', rows, [0, 1, 0, 1], 'ab')
         complaint(tmp_path / f'{kind}_rows', 'row 2', 'train-1.parquet', test_share=0.01)
-        s = load(tmp_path / kind, size=32, memory_limit=1, normalisation='imagenet', test_share=0.01)   # streamed: refused when reached
+        # streamed: refused when reached
+        s = load(tmp_path / kind, size=32, memory_limit=1, normalisation='imagenet', test_share=0.01)
         with pytest.raises(EdcError, match='3.png|4.png'):
             s.hash
 

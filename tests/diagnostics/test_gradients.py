@@ -8,10 +8,21 @@ from torch import nn
 
 from conftest import said
 from edc_nb.core.runtime import generator
-from edc_nb.data.open import open_dataset
-from edc_nb.diagnostics.gradients import cosine_curve, dataset_batches, draw_batches, global_gradient, gradient_cosine, gradient_gains, gradient_gram, gradient_study, plot_gradient_cosine, probe
-from edc_nb.models.registry import build_model
 from edc_nb.core.settings import DataSettings
+from edc_nb.data.open import open_dataset
+from edc_nb.diagnostics.gradients import (
+    cosine_curve,
+    dataset_batches,
+    draw_batches,
+    global_gradient,
+    gradient_cosine,
+    gradient_gains,
+    gradient_gram,
+    gradient_study,
+    plot_gradient_cosine,
+    probe,
+)
+from edc_nb.models.registry import build_model
 
 GEN = torch.Generator().manual_seed(torch.seed() % 2**31)      # fresh inputs at every run
 
@@ -21,8 +32,10 @@ def rand(*shape):
 
 
 def network(norm=True):
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=not norm), *([nn.BatchNorm2d(8)] if norm else []), nn.ReLU(inplace=True),
-                        nn.Conv2d(8, 6, 3, groups=2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(.5), nn.Linear(24, 5)).double()
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=not norm), *([nn.BatchNorm2d(8)] if norm else []),
+                        nn.ReLU(inplace=True),
+                        nn.Conv2d(8, 6, 3, groups=2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(.5),
+                        nn.Linear(24, 5)).double()
     if norm:
         net[1].running_var.uniform_(.5, 2, generator=GEN)
         net[1].running_mean.normal_(generator=GEN)
@@ -49,7 +62,8 @@ def test_gram_and_global_gradient(norm, soft):
     rows = one_by_one(net, x, y)
     g = global_gradient(net, [(x[:5], y[:5]), (x[5:6], y[5:6]), (x[6:], y[6:])])
     torch.testing.assert_close(g, rows.mean(0))
-    for budget, chunk in ((2**27, 32), (12 * 100, 5), (1, 1)):       # in one piece, in parts, a tensor and an image at a time
+    # in one piece, in parts, a tensor and an image at a time
+    for budget, chunk in ((2**27, 32), (12 * 100, 5), (1, 1)):
         G, b = gradient_gram(net, x, y, g, budget=budget, chunk=chunk)
         torch.testing.assert_close(G, rows @ rows.T)
         torch.testing.assert_close(b, rows @ g)
@@ -60,7 +74,8 @@ def test_gram_and_global_gradient(norm, soft):
 def test_cosines_are_those_of_the_batches(dtype, tol, balanced):
     net, (x, y), (u, v) = network(), batch(), batch(20)
     g = one_by_one(net, u, v).mean(0)                                 # another set's gradient
-    df = gradient_cosine(copy.deepcopy(net).to(dtype), x.to(dtype), y, g, (1, 4, 12), draws=7, seed=11, balanced=balanced)
+    df = gradient_cosine(copy.deepcopy(net).to(dtype), x.to(dtype), y, g, (1, 4, 12), draws=7, seed=11,
+                         balanced=balanced)
     assert len(df) == 21
     for size, part in df.groupby('batch size'):
         for mask, row in zip(draw_batches(y, size, 7, generator(11, 'draws', size), balanced), part.itertuples()):
@@ -96,11 +111,15 @@ def test_calibrated_statistics():
 def test_draws():
     labels = torch.cat([torch.full((n,), c) for c, n in enumerate((20, 9, 3))])
     m = draw_batches(labels, 8, 4000, GEN)
-    assert (m.sum(1) == 8).all() and (m.double().mean(0) - 8 / 32).abs().max() < 5 * (.25 * .75 / 4000) ** .5      # uniform
+    # uniform
+    assert (m.sum(1) == 8).all() and (m.double().mean(0) - 8 / 32).abs().max() < 5 * (.25 * .75 / 4000) ** .5
     m = draw_batches(labels, 8, 4000, GEN, balanced=True)
     per = torch.stack([m[:, labels == c].sum(1) for c in range(3)], 1)
     assert (m.sum(1) == 8).all() and ((per.max(1).values - per.min(1).values) <= 1).all()
-    assert (m[:, :20].double().mean(0) - m[:, :20].double().mean()).abs().max() < .05 and abs(per.double().mean(0) - 8 / 3).max() < .05     # images and classes alike
+    # images and classes alike
+    assert (m[:, :20].double().mean(0) - m[:,
+                                           :20].double().mean()).abs().max() < .05 and abs(
+                                               per.double().mean(0) - 8 / 3).max() < .05
 
 
 def test_closed_form():
@@ -122,28 +141,34 @@ def test_the_network_and_the_random_state_are_left_alone(bn):
     net[1].eval()
     F.cross_entropy(net(x), y).backward()
     net.requires_grad_(False)
-    state, modes, grads = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()], [p.grad.clone() for p in net.parameters()]
+    state, modes, grads = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()], [p.grad.clone()
+        for p in net.parameters()]
     rng = torch.get_rng_state()
     g = global_gradient(net, [(x, y)], bn)
     gradient_cosine(net, x, y, g, (2, 5), draws=3, bn=bn)
     probe(net, 'calibrated', [x])
     assert torch.equal(rng, torch.get_rng_state())
-    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items()) and [m.training for m in net.modules()] == modes
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items()) and [m.training
+        for m in net.modules()] == modes
     assert all(torch.equal(p.grad, v) and not p.requires_grad for p, v in zip(net.parameters(), grads))
 
 
 def test_a_dataset_is_its_own_reference():
     d, net = open_dataset(DataSettings('digits', per_class=20)), build_model('convnet_d1', 10, 8, seed=1)
     x, y = next(dataset_batches(d, 1000))
-    a, b = (gradient_cosine(net, x[:30], y[:30], r, (1, 30), draws=4) for r in (d, global_gradient(net, dataset_batches(d, 33))))
+    a, b = (gradient_cosine(net, x[:30], y[:30], r, (1, 30), draws=4)
+            for r in (d, global_gradient(net, dataset_batches(d, 33))))
     assert a.cosine.tolist() == pytest.approx(b.cosine.tolist(), abs=1e-5)
 
 
 def test_study_on_the_digits(tmp_path, monkeypatch):
-    how = dict(out=tmp_path, seeds=2, methods=('random-real',), labels=('hard',), batch_sizes=(1, 10, 100, 1000), draws=20, pool=120, progress=False, device='cpu')
+    how = dict(out=tmp_path, seeds=2, methods=('random-real',), labels=('hard',), batch_sizes=(1, 10, 100, 1000),
+               draws=20, pool=120, progress=False, device='cpu')
     df = gradient_study('tiny', **how)
-    assert list(df.source.unique()) == ['original', 'original, balanced batches', 'random-real'] and sorted(df['batch size'].unique()) == [1, 10, 100]
-    assert ((df.low <= df.cosine) & (df.cosine <= df.high)).all() and df.cosine.abs().max() <= 1 and df.init.nunique() == 2
+    assert list(df.source.unique()) == ['original', 'original, balanced batches',
+                                        'random-real'] and sorted(df['batch size'].unique()) == [1, 10, 100]
+    assert ((df.low <= df.cosine) & (df.cosine <= df.high)).all() and df.cosine.abs().max(
+        ) <= 1 and df.init.nunique() == 2
     mean = df.groupby('batch size').cosine.mean()
     assert mean[1] < mean[10] < mean[100]
     monkeypatch.setattr('edc_nb.diagnostics.gradients.global_gradient', None)      # a second call computes nothing

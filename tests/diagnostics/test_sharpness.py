@@ -1,4 +1,5 @@
-"""Sharpness and the pieces of the flatness theory against independent computations: bisection-free oracles, naive loops, finite differences, brute force."""
+"""Sharpness and the pieces of the flatness theory against independent computations: bisection-free oracles, naive
+loops, finite differences, brute force."""
 import math
 
 import pytest
@@ -6,7 +7,11 @@ import torch
 
 from edc_nb.core.settings import EdcError
 from edc_nb.diagnostics.flatness import (
-    effective_curvature, ema_trajectory, fitted_order, flatness_closeness, taylor_remainders
+    effective_curvature,
+    ema_trajectory,
+    fitted_order,
+    flatness_closeness,
+    taylor_remainders,
 )
 from edc_nb.diagnostics.sharpness import quadratic_sharpness, sharpness, worst_direction
 
@@ -29,7 +34,8 @@ def test_worst_direction_attains_hoelder(p, per_image, rng):
     g = randn(rng, 3, 2, 4) * 10**randn(rng, 3, 1, 1)
     e = worst_direction(g, .3, p, per_image)
     for a, b in zip(e, g) if per_image else [(e, g)]:
-        norm = max(abs(v) for v in a.flatten().tolist()) if math.isinf(p) else sum(abs(v)**p for v in a.flatten().tolist())**(1 / p)
+        norm = max(abs(v) for v in a.flatten().tolist()) if math.isinf(p) else sum(abs(v)**p
+            for v in a.flatten().tolist())**(1 / p)
         dual = sum(abs(v)**q for v in b.flatten().tolist())**(1 / q)
         assert norm == pytest.approx(.3, rel=1e-9)
         assert float((a * b).sum()) == pytest.approx(.3 * dual, rel=1e-9)
@@ -49,7 +55,8 @@ def test_quadratic_sharpness_beats_a_grid(convex, rng):
         H, g, rho = (a @ a.T if convex else a + a.T), randn(rng, 2), 10**randn(rng, 1).item()
         rise, e = quadratic_sharpness(H, g, rho)
         t = torch.linspace(0, 2 * math.pi, 721, dtype=torch.float64)
-        disc = (rho * torch.logspace(-4, 0, 301, dtype=torch.float64)[:, None, None] *      # dense near the centre too, where a maximum inside a large ball is
+        # dense near the centre too, where a maximum inside a large ball is
+        disc = (rho * torch.logspace(-4, 0, 301, dtype=torch.float64)[:, None, None] *
                 torch.stack([t.cos(), t.sin()], 1)).view(-1, 2)
         best = (disc @ g + ((disc @ H) * disc).sum(1) / 2).max()
         assert e.norm() <= rho * (1 + 1e-9) and float(g @ e + e @ H @ e / 2) == pytest.approx(float(rise), rel=1e-8)
@@ -65,7 +72,8 @@ def test_sharpness_is_a_lower_bound_and_tight_on_quadratics(rng):
         assert .95 * exact <= s.rise <= exact * (1 + 1e-9)
         assert s.sam <= s.rise and s.delta.norm() <= .8 * (1 + 1e-9)
         assert float(s.first_order) == pytest.approx(.8 * float(g.norm()))
-        assert float(g @ s.delta + s.delta @ H @ s.delta / 2) == pytest.approx(float(s.rise))     # certified by its point
+        # certified by its point
+        assert float(g @ s.delta + s.delta @ H @ s.delta / 2) == pytest.approx(float(s.rise))
 
 
 @pytest.mark.parametrize('p', [1.3, 2., 3., float('inf')])
@@ -90,7 +98,8 @@ def test_sharpness_moves_away_from_a_minimum(rng):
 def test_taylor_orders(rng):
     w, r = randn(rng, 6), torch.logspace(-3, -1.5, 8, dtype=torch.float64)
     f = lambda x: (x @ w).cos() + x.pow(3).sum()
-    orders = torch.stack([fitted_order(r, taylor_remainders(f, randn(rng, 6), randn(rng, 6) / 3, r)) for _ in range(15)]).median(0).values
+    orders = torch.stack([fitted_order(r, taylor_remainders(f, randn(rng, 6), randn(rng, 6) / 3, r))
+                          for _ in range(15)]).median(0).values
     assert torch.allclose(orders, torch.tensor([1., 2., 3.], dtype=torch.float64), atol=.15)
 
 
@@ -102,8 +111,10 @@ def test_flatness_closeness_against_loops(rng):
     frob = [math.sqrt(sum(v * v for v in h.flatten().tolist())) for h in H]
     close = [sum(v * v for v in x.tolist()) for x in d]
     mean = lambda v: sum(v) / 4
-    want = dict(exact=mean([float(x @ h @ x) for x, h in zip(d, H)]), spectral=mean([n * c for n, c in zip(norm, close)]),
-                cauchy=math.sqrt(mean([n * n for n in norm]) * mean([c * c for c in close])), paper_spectral=4 * mean(norm) * mean(close),
+    want = dict(exact=mean([float(x @ h @ x) for x, h in zip(d, H)]),
+                spectral=mean([n * c for n, c in zip(norm, close)]),
+                cauchy=math.sqrt(mean([n * n for n in norm]) * mean([c * c for c in close])),
+                paper_spectral=4 * mean(norm) * mean(close),
                 paper=4 * mean(frob) * mean(close), product=mean(frob) * mean(close))
     for k, v in want.items():
         assert float(got[k]) == pytest.approx(v), k

@@ -10,7 +10,13 @@ from edc_nb.diagnostics.guards import batch_norms, calibrate, check_finite_rows
 from edc_nb.diagnostics.hessian_study import hessian_study
 from edc_nb.diagnostics.initializations import initialization_study, start_key, start_recipe
 from edc_nb.diagnostics.study import (
-    condensed_sets, edc_at, initial_images, line_styles, open_study, own_code, trained_student
+    condensed_sets,
+    edc_at,
+    initial_images,
+    line_styles,
+    open_study,
+    own_code,
+    trained_student,
 )
 from edc_nb.diagnostics.transport import transport_study
 from edc_nb.models.registry import build_model

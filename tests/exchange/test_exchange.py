@@ -15,18 +15,19 @@ import torchvision
 import yaml
 from PIL import Image
 
-from kit import edc_environment, said as refused
-from edc_nb.data.open import NORMALIZATIONS
-from edc_nb.exchange import layouts
 from edc_nb.core.files import load_tensors, read_json, save_tensors
+from edc_nb.core.settings import DataSettings, EdcError
 from edc_nb.data.images import Dataset, ImageSet
+from edc_nb.data.known import NORMALIZATIONS
 from edc_nb.data.open import open_dataset
+from edc_nb.exchange import layouts
 from edc_nb.exchange.package import LAYOUTS, Layout, Package, match_classes, register_layout
 from edc_nb.exchange.transfer import export_condensed, import_condensed, stored_seeds
+from edc_nb.recipes.registry import recipe
 from edc_nb.run.folder import condense, load_condensed
 from edc_nb.run.report import evaluate
-from edc_nb.recipes.registry import recipe
-from edc_nb.core.settings import DataSettings, EdcError
+from kit import edc_environment
+from kit import said as refused
 
 TWO = ['convnet_w32', 'convnet_d1']
 TINY = {'squeeze.epochs': 1, 'synthesize.observers': TWO, 'relabel.observers': TWO, 'initialize.observer': TWO[0],

@@ -3,9 +3,9 @@ import json
 import re
 
 import pytest
-from edc_nb.paper.tables import table_names
 
 from conftest import ROOT
+from edc_nb.paper.tables import table_names
 
 RESULTS = ROOT / 'results'
 LINES = [line for line in (RESULTS / 'README.md').read_text(encoding='utf-8').splitlines() if line.startswith('| `')]
@@ -41,5 +41,6 @@ def test_a_command_writes_the_scale_and_table_of_its_file(row):
 def test_no_notebook_names_a_file_of_results_that_does_not_exist():
     for path in sorted((ROOT / 'nbs').rglob('*.ipynb')):
         for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
-            for name in re.findall(r"results/'((?:records|measurements|images)/[\w./-]+\.\w+)'", ''.join(cell['source'])):
+            for name in re.findall(r"results/'((?:records|measurements|images)/[\w./-]+\.\w+)'",
+                                   ''.join(cell['source'])):
                 assert (RESULTS / name).is_file(), (path.name, name)

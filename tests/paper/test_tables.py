@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from kit import count, small_changes, stages, without_warnings
-from edc_nb.core.settings import flat
 import edc_nb.paper.reproduce as module
+from edc_nb.core.settings import flat
 from edc_nb.paper.reproduce import compare, ledger_files, reproduce, rows, searched, table_text, tables_text
 from edc_nb.paper.tables import paper, table_names
 from edc_nb.recipes.scales import SCALES
 from edc_nb.run.checks import check_recipe
 from edc_nb.run.ledger import Ledger
+from kit import count, small_changes, stages, without_warnings
 
 
 @pytest.mark.parametrize('scale', SCALES)
@@ -293,7 +293,8 @@ def test_it_is_said_where_records_were_searched(tmp_path, monkeypatch):
     assert 'results/records' in searched() and ledger_files()
     monkeypatch.setattr(module, 'results_folder', lambda: None)
     assert ledger_files() == [] and searched().startswith('No records were searched: this package is installed')
-    assert (compare('table16')['last'] == '').all() and searched() in ' '.join(table_text(compare('table16')).split())     # the text is wrapped
+    # the text is wrapped
+    assert (compare('table16')['last'] == '').all() and searched() in ' '.join(table_text(compare('table16')).split())
     assert 'runs (1 files)' in searched('runs') and 'none.jsonl (does not exist)' in searched(['runs', 'none.jsonl'])
     assert compare('table16', ledger='runs')['last'][0] == 50.
 

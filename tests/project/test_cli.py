@@ -1,4 +1,5 @@
-"""The command line as its users meet it: help, listings, a run from start to table, and one sentence for every mistake."""
+"""The command line as its users meet it: help, listings, a run from start to table, and one sentence for every
+mistake."""
 import io
 import json
 import os
@@ -14,21 +15,23 @@ import torch
 import yaml
 from PIL import Image
 
-from kit import edc_environment, one_sentence, sets
 from edc_nb.cli import app
-from edc_nb.run.ledger import load_measurement
-from edc_nb.recipes.registry import RECIPES
 from edc_nb.core.settings import Recipe, setting_names
 from edc_nb.paper.tables import paper, table_names
+from edc_nb.recipes.registry import RECIPES
+from edc_nb.run.ledger import load_measurement
+from kit import edc_environment, one_sentence, sets
 
 COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands]
 # one small observer, which is the student too: seconds instead of minutes
-TINY = {'squeeze.epochs': 1, 'synthesize.iterations': 2, 'evaluate.epochs': 2, 'evaluate.checks': 1, 'evaluate.student': 'convnet_w32',
+TINY = {'squeeze.epochs': 1, 'synthesize.iterations': 2, 'evaluate.epochs': 2, 'evaluate.checks': 1,
+        'evaluate.student': 'convnet_w32',
         'synthesize.observers': ['convnet_w32'], 'relabel.observers': ['convnet_w32']}
 
 
 def tiny(recipe='edc', dataset='digits', ipc=2, **more):
-    return ['run', recipe, *(['--dataset', dataset] if dataset else []), '--ipc', ipc, '--quiet', '--device', 'cpu', *sets(TINY | more)]
+    return ['run', recipe, *(['--dataset', dataset] if dataset else []), '--ipc', ipc, '--quiet', '--device',
+            'cpu', *sets(TINY | more)]
 
 
 def ok(done):
@@ -41,7 +44,8 @@ def records(folder):
 
 
 def snapshot(folder):
-    return {p.relative_to(folder).as_posix(): (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob('*') if p.is_file() and p.name != '.lock'}
+    return {p.relative_to(folder).as_posix(): (p.stat().st_mtime_ns, p.read_bytes())
+            for p in folder.rglob('*') if p.is_file() and p.name != '.lock'}
 
 
 # --- help and listings
@@ -50,7 +54,8 @@ def snapshot(folder):
 def test_help_reads_well(here, command):
     code, out, err = here(*filter(None, [command]), '--help')
     assert (code, err) == (0, '') and f"Usage: edc {command or ''}".rstrip() in out
-    assert all(c in out for c in COMMANDS) if command is None else len(out.split('\n\n')[1].split()) >= 4, 'says what it does'
+    assert all(c in out for c in COMMANDS) if command is None else len(
+        out.split('\n\n')[1].split()) >= 4, 'says what it does'
     assert 'Traceback' not in out and max(map(len, out.splitlines())) <= 120
 
 
@@ -62,7 +67,8 @@ def test_tables_lists_every_table_with_its_rows(here):
     code, out, _ = here('tables')
     listed = {line.split()[0]: line for line in out.splitlines()}
     assert code == 0 and list(listed) == table_names()
-    assert f"{len(paper('table5'))} cells" in listed['table5'] and 'imagenet1k' in listed['table5'] and '0 with a recipe' in listed['table22']
+    assert f"{len(paper('table5'))} cells" in listed['table5'] and 'imagenet1k' in listed['table5']
+    assert '0 with a recipe' in listed['table22']
 
 
 def test_recipes_lists_every_recipe_with_a_sentence(here):
@@ -104,16 +110,19 @@ def finished(tmp_path_factory):
     "A finished run on digits: its folder, the command's arguments and what it printed."
     out = tmp_path_factory.mktemp('run') / 'out'
     args = [*map(str, tiny()), '--out', str(out)]
-    done = subprocess.run([sys.executable, '-m', 'edc_nb', *args], env=edc_environment(), capture_output=True, text=True, timeout=180)
+    done = subprocess.run([sys.executable, '-m', 'edc_nb', *args], env=edc_environment(), capture_output=True,
+                          text=True, timeout=180)
     return out, args, ok(done)
 
 
 def test_run_prints_a_table_and_says_where_everything_is(finished):
     out, _, text = finished
     rec, = records(out)
-    assert (rec['recipe'], rec['dataset'], rec['ipc'], rec['student'], rec['images']) == ('edc', 'digits', 2, 'convnet_w32', 20)
+    assert (rec['recipe'], rec['dataset'], rec['ipc'], rec['student'], rec['images']) == ('edc', 'digits', 2,
+        'convnet_w32', 20)
     header, row = text.splitlines()[:2]
-    cells = dict(zip(header.replace('last sd', 'last_sd').replace('best sd', 'best_sd').split(), row.split(), strict=True))
+    cells = dict(zip(header.replace('last sd', 'last_sd').replace('best sd', 'best_sd').split(), row.split(),
+                     strict=True))
     assert (cells['recipe'], cells['ipc'], cells['student']) == ('edc', '2', 'convnet_w32')
     assert float(cells['last']) == pytest.approx(100 * rec['last'], abs=.006)
     assert f"convnet_w32 {rec['observers']['convnet_w32']:.1%}" in text and 'test images: 500 of the 1,797' in text
@@ -128,7 +137,8 @@ def test_show_tells_the_run_without_changing_it(finished, edc):
     out, _, _ = finished
     before = snapshot(out)
     text = ok(edc('show', out))
-    assert 'edc' in text and 'IPC 2' in text and '8 pixels' in text and 'convnet_w32' in text and 'contact_sheet.png' in text
+    assert 'edc' in text and 'IPC 2' in text and '8 pixels' in text and 'convnet_w32' in text
+    assert 'contact_sheet.png' in text
     assert f"{100 * records(out)[0]['last']:.1f}" in text
     assert snapshot(out) == before
 
@@ -165,13 +175,15 @@ def test_another_recipe_does_not_take_over_the_folder(finished, here):
 
 @pytest.mark.full
 def test_a_study_keeps_its_parts_and_writes_its_measurements(edc, tmp_path):
-    command = ['diagnose', 'hessian', '--scale', 'tiny', '--seeds', 1, '--device', 'cpu', '--quiet', '--out', tmp_path / 'study', '--save']
+    command = ['diagnose', 'hessian', '--scale', 'tiny', '--seeds', 1, '--device', 'cpu', '--quiet', '--out',
+               tmp_path / 'study', '--save']
     first = ok(edc(*command, tmp_path / 'a.json'))
     before = snapshot(tmp_path / 'study')
     assert ok(edc(*command, tmp_path / 'b.json')) == first and snapshot(tmp_path / 'study') == before
     a, b = (load_measurement(tmp_path / f'{n}.json') for n in 'ab')
     assert a.equals(b) and set(a.arm) == {'off', 'logits', 'statistics', 'SAM'} and (a.norm > 0).all()
-    assert a.attrs['how'] == b.attrs['how'] and {'recipe': 'edc', 'dataset': 'digits', 'scale': 'tiny', 'seeds': 1}.items() <= a.attrs['how'].items()
+    assert a.attrs['how'] == b.attrs['how'] and {'recipe': 'edc', 'dataset': 'digits', 'scale': 'tiny',
+                                                 'seeds': 1}.items() <= a.attrs['how'].items()
 
 
 @pytest.fixture(scope='module')
@@ -191,7 +203,8 @@ def test_own_images_go_through_and_the_held_out_split_is_named(own_images, edc, 
     text = ok(edc(*tiny(dataset='mine', ipc=2), '--data', own_images, '--out', 'out'))
     rec, = records(tmp_path / 'out')
     assert (rec['dataset'], rec['classes'], rec['size'], rec['images']) == ('mine', 3, 32, 6)
-    assert (rec['train_images'], rec['test_images']) == (15, 3)     # a tenth of six is less than the one image that each class gives
+    # a tenth of six is less than the one image that each class gives
+    assert (rec['train_images'], rec['test_images']) == (15, 3)
     split = re.search(r'^test images: (.+)$', text, re.M)[1]
     assert '10%' in split and 'held out with seed 0' in split
     assert split in ok(edc('show', 'out')) and 'apple' in (tmp_path / 'out' / 'run.json').read_text()
@@ -206,7 +219,8 @@ MISTAKES = {   # what is wrong: (arguments, what the sentence names)
     'unknown student': ([*tiny(), '--student', 'resnet19'], "'resnet19'", 'resnet18'),
     'unknown observer': (tiny(**{'synthesize.observers': ['convnet_w33']}), "'convnet_w33'", 'convnet_w32'),
     'unknown setting': (tiny(**{'synthesize.iteration': 3}), "'synthesize.iteration'", 'synthesize.iterations'),
-    'setting of another type': (tiny(**{'synthesize.iterations': 'many'}), 'synthesize.iterations', "'many'", 'whole number'),
+    'setting of another type': (tiny(**{'synthesize.iterations': 'many'}), 'synthesize.iterations', "'many'",
+                                'whole number'),
     'setting out of range': (tiny(**{'matching.alpha': 1.5}), 'matching.alpha', '1.5', 'from 0.0 to 1.0'),
     'setting without a choice': (tiny(**{'relabel.codec': 'fp64'}), 'relabel.codec', "'fp64'", 'fp16'),
     'setting without a value': ([*tiny(), '--set', 'synthesize.lr'], "'synthesize.lr'", 'section.setting=value'),
@@ -240,7 +254,8 @@ MISTAKES = {   # what is wrong: (arguments, what the sentence names)
     'recipes of an unknown one': (['recipes', 'edcc'], "'edcc'", "'edc'"),
     'unknown study': (['diagnose', 'hessians'], "'hessians'", 'hessian, gradients'),
     'unknown scale of a study': (['diagnose', 'hessian', '--scale', 'big'], "'big'", 'subset, tiny'),
-    'study of images that are not there': (['diagnose', 'gradients', '--data', 'nowhere/at/all'], 'nowhere/at/all', 'does not exist'),
+    'study of images that are not there': (['diagnose', 'gradients', '--data', 'nowhere/at/all'], 'nowhere/at/all',
+                                           'does not exist'),
     'study without seeds': (['diagnose', 'landscape', '--scale', 'tiny', '--seeds', 0], '--seeds', '1'),
     'against an unknown one': (['recipes', 'edc', '--against', 'edcc'], "'edcc'"),
 }
@@ -301,14 +316,17 @@ def test_no_arguments_print_the_help(edc):
 @pytest.mark.skipif(os.name != 'posix', reason='SIGINT')
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     out = tmp_path / 'out'
-    command = [sys.executable, '-m', 'edc_nb', *map(str, tiny(**{'evaluate.epochs': 100_000, 'relabel.mode': 'online'})), '--out', str(out)]
+    command = [sys.executable, '-m', 'edc_nb',
+               *map(str, tiny(**{'evaluate.epochs': 100_000, 'relabel.mode': 'online'})), '--out', str(out)]
     # a shell's background job ignores SIGINT and hands that down: the child must not inherit it
     child = subprocess.Popen(command, env=edc_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         limit = time.monotonic() + 120
-        while not list(out.glob('store/synthesize/*/manifest.json')):      # from then on it trains the student, for hours
-            assert child.poll() is None and time.monotonic() < limit, child.stderr.read() if child.poll() is not None else 'too slow'
+        # from then on it trains the student, for hours
+        while not list(out.glob('store/synthesize/*/manifest.json')):
+            assert child.poll() is None and time.monotonic() < limit, child.stderr.read() if child.poll(
+                ) is not None else 'too slow'
             time.sleep(.05)
         made = snapshot(out / 'store' / 'synthesize')
         child.send_signal(signal.SIGINT)
@@ -318,5 +336,21 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     # 130 to a shell either way: Python ends itself by the signal if it was interrupted within code that C had started
     assert child.returncode in (130, -signal.SIGINT), err
     # a destructor that was interrupted may have complained before that
-    assert err.strip().endswith('edc: interrupted; the same command goes on from here') and 'Traceback' not in stdout, err
+    assert err.strip().endswith(
+        'edc: interrupted; run the same command again to resume') and 'Traceback' not in stdout, err
     assert snapshot(out / 'store' / 'synthesize') == made and not list(out.rglob('*.tmp'))
+
+
+@pytest.mark.parametrize('args', [
+    ['run', 'edcc', '--dataset', 'digits', '--out', 'x'],
+    ['run', 'edc', '--dataset', 'cifar11', '--out', 'x'],
+    ['run', 'edc', '--dataset', 'digits', '--out', 'x', '--set', 'synthesize.iteration=3'],
+    ['sweep', 'edc', '--dataset', 'digits', '--out', 'x', '--vary', 'matching.alpha=1'],
+    ['protocol', 'edcc', '--dataset', 'digits', '--out', 'x'], ['recipes', 'edcc'], ['show', 'nowhere']],
+    ids=lambda args: ' '.join(args))
+def test_a_wrong_name_is_answered_before_torch_is_loaded(args, tmp_path):
+    code = 'import sys\nfrom edc_nb.cli import main\ntry: main(sys.argv[1:])\nfinally: print(*sys.modules)'
+    done = subprocess.run([sys.executable, '-c', code, *args], env=edc_environment(), capture_output=True, text=True,
+                          cwd=tmp_path)
+    one_sentence(done.returncode, '', done.stderr)
+    assert not {'torch', 'torchvision', 'pandas'} & set(done.stdout.split())

@@ -1,4 +1,5 @@
-"""Every notebook runs from top to bottom in a fresh kernel, and its stored outputs are of the kinds that running it gives.
+"""Every notebook runs from top to bottom in a fresh kernel, and its stored outputs are of the kinds that running it
+gives.
 
 The course runs by default; the notebooks of the diagnostics and those that show the paper with `-m full`."""
 import re
@@ -20,7 +21,8 @@ def kinds(cell):
 
 def takes_long(path):
     "Whether a notebook belongs to the full run: diagnostics, and all of the paper that exports no module."
-    exported = re.search(r'^#\|\s*default_exp (\S+)', '\n'.join(c.source for c in nbformat.read(path, as_version=4).cells), re.M)
+    exported = re.search(r'^#\|\s*default_exp (\S+)',
+                         '\n'.join(c.source for c in nbformat.read(path, as_version=4).cells), re.M)
     return exported[1].startswith('diagnostics.') if exported else path.parent.name == '6_paper'
 
 
@@ -33,4 +35,5 @@ def test_notebook_runs(path, executed):
     ran = executed[path].result()      # raises nbclient's CellExecutionError: the cell's source and its traceback
     for n, (old, new) in enumerate(zip(stored.cells, ran.cells, strict=True)):
         if 'nbdev_export()' not in old.source:
-            assert kinds(old) == kinds(new), f'cell {n} stores other outputs than it gives, run tools/run_notebooks.py:\n{old.source}'
+            assert kinds(old) == kinds(
+                new), f'cell {n} stores other outputs than it gives, run tools/run_notebooks.py:\n{old.source}'

@@ -1,4 +1,4 @@
-"""The project as a whole: notebooks and modules agree, notebooks are fit to be read, everything public is documented."""
+"""Notebooks and modules agree, notebooks are fit to be read, everything public is documented."""
 import ast
 import importlib
 import importlib.metadata
@@ -54,13 +54,15 @@ def files(root):
 
 
 def differences(root, tmp):
-    "Modules and notebooks below `root` that are not what nbdev makes of its notebooks; made anew in `tmp`, without the old modules."
+    """Modules and notebooks below `root` that are not what nbdev makes of its notebooks; made anew in `tmp`, without
+    the old modules."""
     shutil.copytree(root / 'nbs', tmp / 'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
     for name in ('settings.ini', 'pyproject.toml'):
         shutil.copy(root / name, tmp)
     (tmp / 'edc_nb').mkdir()
     for command in ('nbdev_export', 'nbdev_clean'):
-        done = subprocess.run([Path(sys.executable).with_name(command)], cwd=tmp, capture_output=True, text=True, timeout=120)
+        done = subprocess.run([Path(sys.executable).with_name(command)], cwd=tmp, capture_output=True, text=True,
+                              timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
     here, made = files(root), files(tmp)
     return sorted(k for k in here.keys() | made.keys() if here.get(k) != made.get(k))
@@ -132,7 +134,8 @@ def draws(node):
 def test_figures_are_stored(path):
     for n, cell in enumerate(code_cells(path)):
         if draws(tree(cell)):
-            assert any('image/png' in o.get('data', {}) for o in cell.outputs), f'code cell {n} draws, but no figure is stored:\n{cell.source}'
+            assert any('image/png' in o.get('data', {})
+                       for o in cell.outputs), f'code cell {n} draws, but no figure is stored:\n{cell.source}'
 
 
 def imported(node):
@@ -157,7 +160,8 @@ def test_wings_import_in_one_direction_and_nothing_private():
     for path in NOTEBOOKS:
         exported = [c for c in code_cells(path) if re.match(r'#\|\s*(default_exp|export)', c.source)]
         here = next((m[1] for c in exported if (m := re.match(r'#\|\s*default_exp (\w+)', c.source))), None)
-        for x in (n for c in exported for n in ast.walk(tree(c)) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('edc_nb.')):
+        for x in (n for c in exported for n in ast.walk(tree(c)) if isinstance(n, ast.ImportFrom)
+                  and (n.module or '').startswith('edc_nb.')):
             wing = x.module.split('.')[1]
             private = [a.name for a in x.names if a.name.startswith('_') and not a.name.startswith('__')]
             if private or here in places and wing in places and places[wing] > places[here]:
@@ -167,12 +171,15 @@ def test_wings_import_in_one_direction_and_nothing_private():
 
 # words of the workplace in which the project was written mean nothing to its readers; ordinary uses are let through
 PRIVATE = re.compile(r"""(?<![\w.~])/work(?![\w-]) | (?<![\w.~])/tmp/w(?![\w-]) | \bsandbox
-    | (?<!models\.)(?<!models/)(?<!reference/)\bhelpers?\b(?![ -](?:function|method|class|module|cell)) | (?<!python\ )(?<!jupyter\ )(?<!notebook\ )(?<!kernel\ )\bsessions?\b""", re.X | re.I)
+    | (?<!models\.)(?<!models/)(?<!reference/)\bhelpers?\b(?![ -](?:function|method|class|module|cell))
+    | (?<!python\ )(?<!jupyter\ )(?<!notebook\ )(?<!kernel\ )\bsessions?\b""", re.X | re.I)
 
 
 @pytest.mark.parametrize('text, private', [
-    ('saved in /work/main/x', True), ('/tmp/w/a.png', True), ('in an earlier session', True), ('in a sandbox', True), ('a helper wrote this', True),
-    ('no worker processes, 2 workers/worked', False), ('/home/me/work/edc', False), ('/tmp/wheels', False), ('a helper function', False), ('a Jupyter session', False),
+    ('saved in /work/main/x', True), ('/tmp/w/a.png', True), ('in an earlier session', True),
+                                           ('in a sandbox', True), ('a helper wrote this', True),
+    ('no worker processes, 2 workers/worked', False), ('/home/me/work/edc', False), ('/tmp/wheels', False),
+                                           ('a helper function', False), ('a Jupyter session', False),
     ('/tmp/tmpab12/work', False)])
 def test_private_words_are_told_from_ordinary_ones(text, private):
     assert bool(PRIVATE.search(text)) == private
@@ -186,7 +193,8 @@ def words(path):
     for cell in nbformat.read(path, as_version=4).cells:
         parts.append(cell.source)
         for out in cell.get('outputs', []):
-            parts += [out.get('text', ''), *(str(v) for k, v in out.get('data', {}).items() if not k.startswith('image/'))]
+            parts += [out.get('text', ''),
+                      *(str(v) for k, v in out.get('data', {}).items() if not k.startswith('image/'))]
     return '\n'.join(parts)
 
 
@@ -198,7 +206,8 @@ def test_nothing_speaks_of_the_workplace(path):
 
 @pytest.mark.parametrize('path', [*NOTEBOOKS, ROOT / 'README.md'], ids=by_name)
 def test_every_link_leads_somewhere(path):
-    text = words(path) if path.suffix == '.md' else '\n'.join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'markdown')
+    text = words(path) if path.suffix == '.md' else '\n'.join(c.source
+        for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'markdown')
     links = [m[1].split('#')[0] for m in re.finditer(r'\]\((?!\w+:)([^)\s]+)\)', text)]
     assert [link for link in links if link and re.search(r'\.\w+$', link) and not (path.parent / link).exists()] == []
 
@@ -255,7 +264,8 @@ import importlib.util, sys
 names = {names!r}
 class Blind:
     def __init__(self, finder): self.finder = finder
-    def find_spec(self, name, path=None, target=None): return None if name.split('.')[0] in names else self.finder.find_spec(name, path, target)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split('.')[0] in names else self.finder.find_spec(name, path, target)
     def __getattr__(self, name): return getattr(self.finder, name)
 assert importlib.util.find_spec('fastcore')
 sys.meta_path[:] = map(Blind, sys.meta_path)
@@ -267,13 +277,15 @@ assert not importlib.util.find_spec('fastcore')
 def bare():
     "Code that hides every package which is not among the requirements."
     names = undeclared()
-    assert names >= {'fastcore', 'nbdev', 'execnb', 'IPython', 'ipykernel', 'ipywidgets', 'jupyterlab', 'timm', 'sklearn', 'pytest'}
+    assert names >= {'fastcore', 'nbdev', 'execnb', 'IPython', 'ipykernel', 'ipywidgets', 'jupyterlab', 'timm',
+                     'sklearn', 'pytest'}
     assert not names & {'torch', 'torchvision', 'numpy', 'pandas', 'yaml', 'typer', 'tqdm', 'edc_nb'}
     return BLIND.format(names=names)
 
 
 def python(code, cwd):
-    done = subprocess.run([sys.executable, '-c', code], cwd=cwd, env=edc_environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, '-c', code], cwd=cwd, env=edc_environment(), capture_output=True,
+                          text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -288,9 +300,13 @@ print(len(edc_nb.__all__))'''
     assert int(python(code, tmp_path)) > 10
 
 
-@pytest.mark.parametrize('args, expected', [(['--help'], 'quickstart'), (['recipes', 'edc'], 'synthesize.observers'), (['doctor'], 'torchvision')], ids=lambda a: ' '.join(a) if isinstance(a, list) else '')
+@pytest.mark.parametrize('args, expected', [(['--help'], 'quickstart'),
+                                            (['recipes', 'edc'], 'synthesize.observers'),
+                                            (['doctor'], 'torchvision')],
+                         ids=lambda a: ' '.join(a) if isinstance(a, list) else '')
 def test_command_line_runs_with_its_requirements_alone(args, expected, bare, tmp_path):
-    assert expected in python(bare + f"import runpy; sys.argv = ['edc', *{args!r}]; runpy.run_module('edc_nb', run_name='__main__')", tmp_path)
+    main = f"import runpy; sys.argv = ['edc', *{args!r}]; runpy.run_module('edc_nb', run_name='__main__')"
+    assert expected in python(bare + main, tmp_path)
 
 
 def test_unknown_name_of_the_package_is_an_attribute_error():
@@ -303,20 +319,24 @@ def test_unknown_name_of_the_package_is_an_attribute_error():
 
 def commented(source):
     "Numbers of the lines that end with a comment."
-    return {t.start[0] for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT and len(t.string.strip('# ')) > 2}
+    return {t.start[0] for t in tokenize.generate_tokens(io.StringIO(source).readline)
+            if t.type == tokenize.COMMENT and len(t.string.strip('# ')) > 2}
 
 
 def undocumented_parameters(source, public):
     "`function(parameter)` for parameters of public functions that do not have a line with a comment of their own."
     comments, found = commented(source), []
     for f in ast.parse(source).body:
-        if not isinstance(f, ast.FunctionDef) or f.name not in public or any('command' in ast.unparse(d) for d in f.decorator_list):
+        if not isinstance(f, ast.FunctionDef) or f.name not in public or any('command' in ast.unparse(d)
+            for d in f.decorator_list):
             continue
         a = f.args
         args = [x for x in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg) if x]
-        defaults = dict(zip((a.posonlyargs + a.args)[::-1], a.defaults[::-1])) | {k: d for k, d in zip(a.kwonlyargs, a.kw_defaults) if d}
+        defaults = dict(zip((a.posonlyargs + a.args)[::-1], a.defaults[::-1])) | {k: d for k,
+            d in zip(a.kwonlyargs, a.kw_defaults) if d}
         lines = {x: (defaults[x] if x in defaults else x).end_lineno for x in args}
-        found += [f'{f.name}({x.arg})' for x in args if lines[x] not in comments or list(lines.values()).count(lines[x]) > 1]
+        found += [f'{f.name}({x.arg})' for x in args if lines[x] not in comments
+                  or list(lines.values()).count(lines[x]) > 1]
     return found
 
 
@@ -338,7 +358,8 @@ def half(
 ): pass
 def _private(a): pass
 '''
-    assert undocumented_parameters(source, {'good', 'bad', 'half'}) == ['bad(a)', 'bad(b)', 'half(b)', 'half(c)', 'half(d)']
+    assert undocumented_parameters(source, {'good', 'bad', 'half'}) == ['bad(a)', 'bad(b)', 'half(b)', 'half(c)',
+        'half(d)']
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -353,15 +374,19 @@ def test_everything_public_has_a_docstring(name):
     module, missing = importlib.import_module(f'edc_nb.{name}'), []
     for public in module.__all__:
         thing = getattr(module, public)
-        if not (inspect.isfunction(thing) or inspect.isclass(thing)) or (name == 'cli' and public != 'main'):   # commands: next test
+        # commands: next test
+        if not (inspect.isfunction(thing) or inspect.isclass(thing)) or (name == 'cli' and public != 'main'):
             continue
         # a dataclass without a docstring gets its signature for one
         if not inspect.getdoc(thing) or (inspect.isclass(thing) and (thing.__doc__ or '').startswith(public + '(')):
             missing.append(public)
         if inspect.isclass(thing):
             for key, value in vars(thing).items():
-                made_here = getattr(inspect.unwrap(getattr(value, '__func__', value)), '__module__', module.__name__) == module.__name__
-                if not key.startswith('_') and (inspect.isfunction(value) or isinstance(value, (property, classmethod, staticmethod))) and made_here:
+                made_here = getattr(inspect.unwrap(getattr(value, '__func__', value)), '__module__',
+                                    module.__name__) == module.__name__
+                if not key.startswith('_') and (inspect.isfunction(value)
+                                                or isinstance(value,
+                                                    (property, classmethod, staticmethod))) and made_here:
                     if not inspect.getdoc(getattr(thing, key)):
                         missing.append(f'{public}.{key}')
     assert not missing, f'no docstring: {", ".join(missing)}'

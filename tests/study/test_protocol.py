@@ -1,11 +1,11 @@
 """The decomposition of a protocol: its steps, records that find their steps, and a run that died."""
 import pytest
 
-from kit import count, quick, said
 from edc_nb.recipes.base import random_real
 from edc_nb.run import chain
 from edc_nb.run.ledger import Ledger
 from edc_nb.study.protocol import KINDS, decompose, decomposed_recipes, from_records, protocol_steps
+from kit import count, quick, said
 
 
 class Killed(Exception):
@@ -35,7 +35,8 @@ def test_a_decomposition_that_died_trains_what_is_missing_and_nothing_else(tmp_p
     d = decompose(quick(), **args)
     cells = 2 * len(protocol_steps(quick(), images=20))
     assert d.complete and len(trained) == cells == count(tmp_path / 'store')['evaluate']
-    assert decompose(quick(), **args).table().equals(d.table()) and len(trained) == cells      # nothing is trained twice
+    # nothing is trained twice
+    assert decompose(quick(), **args).table().equals(d.table()) and len(trained) == cells
 
 
 @pytest.fixture(scope='module')

@@ -3,11 +3,11 @@ import shutil
 
 import pytest
 
-from kit import new_stages, small, stages
 from edc_nb.core.settings import DataSettings, EdcError
 from edc_nb.data.open import open_dataset
 from edc_nb.run.ledger import Ledger
 from edc_nb.study.search import search
+from kit import new_stages, small, stages
 
 VARIED = ('evaluate.lr', 'evaluate.epochs', 'synthesize.iterations')
 

@@ -10,15 +10,25 @@ from collections import Counter
 
 import pytest
 
-from kit import (
-    count, edc_environment, essence, new_stages, one_sentence, plain, sets, small, small_changes, stages, without_warnings
-)
 from edc_nb.core.settings import parse_set
 from edc_nb.recipes.base import random_real
 from edc_nb.run.folder import condense
 from edc_nb.run.ledger import Ledger
 from edc_nb.run.report import evaluate
 from edc_nb.study.sweeps import sweep
+from kit import (
+    count,
+    edc_environment,
+    essence,
+    new_stages,
+    one_sentence,
+    plain,
+    sets,
+    small,
+    small_changes,
+    stages,
+    without_warnings,
+)
 
 
 def test_cells_of_a_sweep_share_stages(tmp_path):
@@ -180,7 +190,7 @@ def test_ctrl_c_keeps_finished_cells(tmp_path):
     finally:
         child.kill()
     assert child.returncode in (130, -signal.SIGINT) and 'Traceback' not in stdout
-    assert err.strip().endswith('edc: interrupted; the same command goes on from here')
+    assert err.strip().endswith('edc: interrupted; run the same command again to resume')
     record, = Ledger(out / 'ledger.jsonl').records()
     was = stages(out / 'store')
     kept = sweep(small(**{'relabel.mode': 'online'}), {'evaluate.epochs': [4]}, out=out, progress=False)
