@@ -294,8 +294,8 @@ def tables(
                   "EDC and its random-real twin in three label regimes, and full data.")
 def quickstart(
     out:Path = typer.Option(Path('runs/quickstart'), help="folder for images, condensed set and ledger"),
-    chains:int = typer.Option(3, min=1, help="draws of the images, each with its own observers"),
-    seeds:int = typer.Option(3, min=1, help="students per chain and row"),
+    chains:int = typer.Option(5, min=1, help="draws of the images, each with its own observers"),
+    seeds:int = typer.Option(1, min=1, help="students per chain and row"),
     device:str = _device,
     ledger:Optional[Path] = _ledger,
     workers:str = typer.Option('auto', help="processes for observers and students: a number, or auto for one a core"),
