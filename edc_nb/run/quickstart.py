@@ -27,7 +27,7 @@ from .ledger import Ledger, save_measurement
 from .report import evaluate
 from .workers import Job, run_jobs, worker_count
 
-# %% ../../nbs/4_run/09_quickstart.ipynb #8e89db4c
+# %% ../../nbs/4_run/09_quickstart.ipynb #60fa0a8a
 _SETTINGS = {
     'evaluate.student': 'convnet_d1',     # the smallest network: two seconds a student
     'evaluate.epochs':  320,              # ten images make one step an epoch
@@ -40,7 +40,7 @@ def quickstart_recipes(
     edc = recipe('edc', 'digits', ipc=1).replace(_SETTINGS | (changes or {}))
     return {'random-real': random_real(edc), 'edc': edc}
 
-# %% ../../nbs/4_run/09_quickstart.ipynb #51187cb0
+# %% ../../nbs/4_run/09_quickstart.ipynb #8ffff181
 def _of_chains(records, regime, name): # chain seed -> mean accuracy of its students in percent
     found = {}
     for r in records:
@@ -55,7 +55,7 @@ def _difference(real, edc): # mean over chains of EDC - real, half of its 95 % i
         'EDC better' if mean > 0 else 'real better'
     return {'EDC - real': mean, '±': half, 'reading': reading}
 
-# %% ../../nbs/4_run/09_quickstart.ipynb #38fd8926
+# %% ../../nbs/4_run/09_quickstart.ipynb #24bec54a
 def regime_table(
     records,     # of `quickstart`, e.g. `Ledger(path).records()`
 ):
@@ -103,8 +103,8 @@ def _about(quick): # what was run, and what it took
     chains, seeds = (len({r[key] for r in quick.records}) for key in ('chain_seed', 'seed'))
     settings, spent = quick.edc.recipe.evaluate, quick.spent
     return '\n'.join([
-        f"{quick.edc.chain.dataset.name}, IPC {quick.edc.recipe.ipc}: {chains} chains × {seeds} student of {settings.student}; "
-        "test accuracy in percent after the last epoch.",
+        f"{quick.edc.chain.dataset.name}, IPC {quick.edc.recipe.ipc}, {settings.student}: test accuracy in percent after "
+        f"the last epoch; chains: {chains}, students of each: {seeds}.",
         "HL: hard labels; SL: one soft label an image; SL+KD: one for every augmented view; last row: all data.",
         "EDC - real: paired by chain, with the half width of its 95 % interval (Student's t over chains).",
         f"This call took {spent['wall']:.0f} s, {spent['cpu']:.0f} CPU seconds in {spent['processes']} processes."])
@@ -136,7 +136,7 @@ def train_one(
     chain = _chain(recipe, store, device, chain_seed)
     chain.observer(name) if name else chain.full_data()
 
-# %% ../../nbs/4_run/09_quickstart.ipynb #0d3b7a91
+# %% ../../nbs/4_run/09_quickstart.ipynb #daf46c85
 def condense_one(
     recipe:dict,          # a recipe as plain values
     store:str,            # where results are kept
@@ -185,7 +185,7 @@ def _read(recipes, out, chains, seeds, device, ledger, progress): # (records, co
     if ledger: Ledger(ledger).add(records)
     return records, sets
 
-# %% ../../nbs/4_run/09_quickstart.ipynb #c07f6091
+# %% ../../nbs/4_run/09_quickstart.ipynb #bd6dfd8c
 def _cpu(): # seconds of this process and of those it has waited for
     return sum(os.times()[:4])
 
@@ -199,7 +199,7 @@ def _save(quick, first): # the picture; what it took, if this call did all the w
             fig.savefig(tmp, format='png')
     if first: save_measurement(quick.out / 'quickstart.json', quick.table().reset_index(), **quick.spent)
 
-# %% ../../nbs/4_run/09_quickstart.ipynb #93781d85
+# %% ../../nbs/4_run/09_quickstart.ipynb #89788b59
 @resumable
 def quickstart(
     out='runs/quickstart',   # folder for images, condensed sets and ledger
