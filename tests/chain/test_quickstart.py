@@ -13,8 +13,9 @@ from edc_nb.run.ledger import Ledger
 from edc_nb.run.quickstart import quickstart, quickstart_recipes, regime_table
 
 ONE = ['convnet_d1']
-SHORT = {'squeeze.epochs': 1, 'squeeze.full_epochs': 1, 'synthesize.iterations': 2, 'evaluate.epochs': 2,
-         'evaluate.checks': 1, 'synthesize.observers': ONE, 'relabel.observers': ONE, 'initialize.observer': ONE[0]}
+SHORT = {'squeeze.epochs': 1, 'squeeze.full_epochs': 1, 'synthesize.iterations': 2,
+         'evaluate.epochs': 2, 'evaluate.ema_rate': .2, 'evaluate.checks': 1,
+         'synthesize.observers': ONE, 'relabel.observers': ONE, 'initialize.observer': ONE[0]}
 
 
 def run(out, **how):
