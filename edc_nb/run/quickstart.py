@@ -103,8 +103,8 @@ def _about(quick): # what was run, and what it took
     chains, seeds = (len({r[key] for r in quick.records}) for key in ('chain_seed', 'seed'))
     settings, spent = quick.edc.recipe.evaluate, quick.spent
     return '\n'.join([
-        f"{quick.edc.chain.dataset.name}, IPC {quick.edc.recipe.ipc}, {settings.student}: test accuracy in percent after "
-        f"the last epoch; chains: {chains}, students of each: {seeds}.",
+        f"{quick.edc.chain.dataset.name}, IPC {quick.edc.recipe.ipc}, {settings.student}: test accuracy in percent "
+        f"after the last epoch; chains: {chains}, students of each: {seeds}.",
         "HL: hard labels; SL: one soft label an image; SL+KD: one for every augmented view; last row: all data.",
         "EDC - real: paired by chain, with the half width of its 95 % interval (Student's t over chains).",
         f"This call took {spent['wall']:.0f} s, {spent['cpu']:.0f} CPU seconds in {spent['processes']} processes."])
