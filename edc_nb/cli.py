@@ -293,10 +293,11 @@ def tables(
 
 # %% ../nbs/reference/cli.ipynb #48d007a1
 @app.command(help="The whole pipeline on the bundled digits, in under three minutes on two CPU cores: "
-                  "EDC, its random-real twins and full data in one table.")
+                  "EDC and its random-real twin in three label regimes, and full data.")
 def quickstart(
     out:Path = typer.Option(Path('runs/quickstart'), help="folder for images, condensed set and ledger"),
-    seeds:int = typer.Option(3, min=1, help="students per row"),
+    chains:int = typer.Option(5, min=1, help="draws of the images, each with its own observers"),
+    seeds:int = typer.Option(1, min=1, help="students per chain and row"),
     device:str = _device,
     ledger:Optional[Path] = _ledger,
     workers:str = typer.Option('auto', help="processes for observers and students: a number, or auto for one a core"),
@@ -304,7 +305,8 @@ def quickstart(
 ):
     from edc_nb.run.quickstart import quickstart
     count = int(workers) if workers.isdigit() else workers
-    print(quickstart(out, seeds=seeds, device=device, workers=count, ledger=ledger, progress=not quiet))
+    how = dict(chains=chains, seeds=seeds, device=device, workers=count, ledger=ledger, progress=not quiet)
+    print(quickstart(out, **how))
 
 # %% ../nbs/reference/cli.ipynb #58e67b4c
 @app.command(help="List the recipes, or print one of them with every setting and what it means.")

@@ -9,6 +9,11 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def from_root(link):
+    "A link of the index, which is relative to its folder, as seen from the README."
+    return link[3:] if link.startswith('../') else f'nbs/{link}'
+
+
 def readme():
     "The README's text and its figures (name -> bytes)."
     nb = nbformat.read(ROOT / 'nbs' / 'index.ipynb', as_version=4)
@@ -16,11 +21,13 @@ def readme():
     nb.cells = [c for c in nb.cells if not c.source.startswith('#| hide')]
     for cell in nb.cells:
         if cell.cell_type == 'code':
+            if '#| echo: false' in cell.source:    # only the output is shown
+                cell.metadata['transient'] = dict(remove_source=True)
             cell.source = '\n'.join(line for line in cell.source.split('\n') if not line.startswith('#|'))
             for output in cell.outputs:
-                output.get('data', {}).pop('text/html', None)    # tables as plain text: pandas' styles mean nothing to a README
+                output.get('data', {}).pop('text/html', None)    # tables as plain text: a README drops pandas' styles
     text, resources = MarkdownExporter().from_notebook_node(nb, {'output_files_dir': 'nbs/index_files'})
-    text = re.sub(r'\]\((?!\w+:|#|nbs/)([^)\s]+\.ipynb)', r'](nbs/\1', text)    # links of the index are relative to its folder
+    text = re.sub(r'\]\((?!\w+:|#|nbs/)([^)\s]+)\)', lambda m: f']({from_root(m[1])})', text)
     return text.strip() + '\n', resources['outputs']
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import typer
+import yaml
 from packaging.requirements import Requirement
 
 import edc_nb
@@ -25,6 +26,8 @@ sys.path.insert(0, str(ROOT / 'tools'))
 from run_notebooks import WIDGET, all_notebooks  # noqa: E402
 
 NOTEBOOKS = all_notebooks()
+PAGES = [ROOT / name for name in ('README.md', 'ARCHITECTURE.md', 'CONTRIBUTING.md', 'nbs/README.md',
+                                 'results/README.md')]
 MODULES = sorted((ROOT / 'edc_nb').rglob('*.py'))
 NAMES = ['.'.join(p.relative_to(ROOT / 'edc_nb').with_suffix('').parts) for p in MODULES if not p.stem.startswith('_')]
 
@@ -198,13 +201,13 @@ def words(path):
     return '\n'.join(parts)
 
 
-@pytest.mark.parametrize('path', [*NOTEBOOKS, ROOT / 'README.md'], ids=by_name)
+@pytest.mark.parametrize('path', [*NOTEBOOKS, *PAGES], ids=by_name)
 def test_nothing_speaks_of_the_workplace(path):
     text = words(path)
     assert [text[max(0, m.start() - 40):m.end() + 40] for m in PRIVATE.finditer(text)] == []
 
 
-@pytest.mark.parametrize('path', [*NOTEBOOKS, ROOT / 'README.md'], ids=by_name)
+@pytest.mark.parametrize('path', [*NOTEBOOKS, *PAGES], ids=by_name)
 def test_every_link_leads_somewhere(path):
     text = words(path) if path.suffix == '.md' else '\n'.join(c.source
         for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'markdown')
@@ -230,6 +233,13 @@ def test_readme_is_the_index_notebook():
         assert (ROOT / name).read_bytes() == data, name
     kept = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'nbs' / 'index_files').glob('*')}
     assert kept == set(figures), 'a figure that the README no longer shows'
+
+
+def test_the_citation_is_that_of_this_version():
+    cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
+    assert cited['cff-version'] == '1.2.0' and cited['version'] == edc_nb.__version__
+    paper, = cited['references']
+    assert [a['family-names'] for a in paper['authors']] == ['Shao', 'Zhou', 'Chen', 'Shen']
 
 
 # --- the library
