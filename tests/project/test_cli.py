@@ -18,7 +18,7 @@ from PIL import Image
 from edc_nb.cli import app
 from edc_nb.core.settings import Recipe, setting_names
 from edc_nb.paper.tables import paper, table_names
-from edc_nb.recipes.base import RECIPES, register_recipe
+from edc_nb.recipes.registry import RECIPES, register_recipe
 from edc_nb.run.ledger import load_measurement
 from kit import edc_environment, one_sentence, sets
 
