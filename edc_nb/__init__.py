@@ -9,6 +9,7 @@ __all__ = []
 __version__ = "0.1.0"
 
 from .core.docs import install
+
 install(__name__)     # `help` and Shift-Tab show the comments beside parameters
 
 _places = {

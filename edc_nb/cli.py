@@ -12,10 +12,12 @@ import importlib.metadata
 import signal
 import sys
 import threading
-import typer
 import warnings
 from pathlib import Path
 from typing import List, Optional
+
+import typer
+
 from .core.settings import EdcError, from_yaml, one_of, parse_set
 
 # %% ../nbs/reference/cli.ipynb #8640c415
@@ -368,7 +370,11 @@ def _how_to_install(package, extra): # a command that works: in a checkout, its 
 # %% ../nbs/reference/cli.ipynb #1b063562
 @app.command(help="Versions, device, and what is missing.")
 def doctor():
-    import edc_nb, platform, torch
+    import platform
+
+    import torch
+
+    import edc_nb
     print(f"python {platform.python_version()} on {platform.platform()}")
     print(f"  {'edc_nb':12} {edc_nb.__version__}")
     for extra, packages in _PACKAGES.items():

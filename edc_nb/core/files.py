@@ -7,10 +7,10 @@ __all__ = ['SCHEMA', 'package_folder', 'results_folder', 'bytes_hash', 'atomic_p
            'save_tensors', 'load_tensors', 'Checkpoint', 'Store', 'Artefact']
 
 # %% ../../nbs/reference/files.ipynb #5e13e84c
-import importlib.util
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -18,7 +18,9 @@ import re
 import shutil
 import time
 from pathlib import Path
+
 from safetensors import SafetensorError, safe_open
+
 from .settings import EdcError
 
 # %% ../../nbs/reference/files.ipynb #5b1c0f3b
@@ -37,7 +39,7 @@ def bytes_hash(
     n:int=12,      # hexadecimal digits kept
 ) -> str:
     "A short hash of the content of files and tensors (kind, shape and bytes)."
-    import torch      # here and below: what only reads text files does not wait for it
+    import torch  # here and below: what only reads text files does not wait for it
     h = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.Tensor):

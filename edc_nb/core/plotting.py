@@ -7,6 +7,7 @@ __all__ = ['COLORS', 'INK', 'STYLE', 'new_axes', 'add_legend', 'image_rows']
 
 # %% ../../nbs/reference/plotting.ipynb #db791635
 import functools
+
 import torch
 
 # %% ../../nbs/reference/plotting.ipynb #2f0ffdd8

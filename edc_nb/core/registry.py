@@ -6,10 +6,31 @@
 __all__ = ['Registry', 'fingerprint', 'why_uncached', 'fingerprint_network', 'keyed']
 
 # %% ../../nbs/reference/registry.ipynb #31f14e35
-import __future__, ast, bisect, builtins, copyreg, dataclasses, dis, enum, functools, hashlib, importlib.util, inspect
-import itertools, linecache, os, re, secrets, sys, types, warnings, weakref
+import __future__
+
+import ast
+import bisect
+import builtins
+import copyreg
+import dataclasses
+import dis
+import enum
+import functools
+import hashlib
+import importlib.util
+import inspect
+import itertools
+import linecache
+import os
+import re
+import secrets
+import sys
+import types
+import warnings
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+
 from .settings import EdcError, one_of
 
 # %% ../../nbs/reference/registry.ipynb #fa6d702b
@@ -69,6 +90,7 @@ def _load(what, target): # the object that 'module:name' names
 # %% ../../nbs/reference/registry.ipynb #dbe64614
 _registries = weakref.WeakSet()
 
+# %% ../../nbs/reference/registry.ipynb #4e687ca2
 class _Names(Mapping): # a registry that can be read
     def _entry(self, name): return self._entries[one_of(self.setting, name, self._entries)]
 

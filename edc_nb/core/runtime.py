@@ -12,9 +12,11 @@ import hashlib
 import os
 import sys
 import time
-import torch
 from dataclasses import dataclass
+
+import torch
 from tqdm.auto import tqdm
+
 from .settings import EdcError
 
 # %% ../../nbs/reference/runtime.ipynb #ca72276f
@@ -128,7 +130,8 @@ class Meter:
 
 # %% ../../nbs/reference/runtime.ipynb #3f876ef4
 def _resident_mb(): # peak resident set of this process in MiB; NaN where the system does not say
-    try: import resource
+    try:
+        import resource
     except ImportError: return float('nan')     # Windows
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == 'darwin' else 2**10)

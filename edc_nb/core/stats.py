@@ -8,6 +8,7 @@ __all__ = ['mean_sd', 'count_mean_sd', 'accuracy_columns', 'standard_error', 't_
 # %% ../../nbs/reference/stats.ipynb #5d3a7805
 import math
 import statistics
+
 from .settings import EdcError, one_of
 
 # %% ../../nbs/reference/stats.ipynb #29d3c9a8

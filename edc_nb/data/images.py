@@ -9,14 +9,16 @@ __all__ = ['ImageSet', 'StreamSet', 'draw_per_class', 'draw_proportionally', 'sa
 import contextlib
 import hashlib
 import json
-import numpy as np
-import torch
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+
+import numpy as np
+import torch
+
 from ..core.plotting import image_rows
 from ..core.settings import EdcError, one_of
-from .sources import usable_cores, decode_some, worker_pool, raise_bad
+from .sources import decode_some, raise_bad, usable_cores, worker_pool
 
 # %% ../../nbs/reference/images.ipynb #46c24ac3
 def _steps(n, order, batch_size): # the indices of each batch

@@ -8,17 +8,19 @@ __all__ = ['find_data', 'channel_statistics', 'native_size', 'open_dataset']
 # %% ../../nbs/reference/open.ipynb #3d50deb1
 import hashlib
 import http.client
-import numpy as np
 import os
-import torch
 import urllib.request
 from pathlib import Path
+
+import numpy as np
+import torch
+
 from ..core.runtime import generator
 from ..core.settings import DataSettings, EdcError
 from .images import Dataset, ImageSet, StreamSet, draw_per_class, draw_proportionally
 from .known import KNOWN, NORMALIZATIONS, check_place
-from .readers import Part, class_order, read_digits, find_layout, hold_out
-from .sources import DecodedImages, open_image, load_images
+from .readers import Part, class_order, find_layout, hold_out, read_digits
+from .sources import DecodedImages, load_images, open_image
 
 # %% ../../nbs/reference/open.ipynb #7e6df1da
 def _download(url, path): # writes the file and returns its MD5

@@ -10,19 +10,21 @@ __all__ = ['IMAGE_SUFFIXES', 'IMAGENET10', 'Part', 'Found', 'is_hidden', 'zip_in
 import importlib.resources
 import io
 import json
-import numpy as np
 import os
 import pickle
 import re
 import tarfile
-import torch
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+import torch
+
 from ..core.runtime import generator
 from ..core.settings import DataSettings, EdcError
 from .images import draw_per_class, draw_proportionally
-from .sources import ImageArchive, ImageFolder, DecodedImages, ParquetRows
+from .sources import DecodedImages, ImageArchive, ImageFolder, ParquetRows
 
 # %% ../../nbs/reference/readers.ipynb #4188bfe5
 @dataclass
@@ -184,7 +186,8 @@ def _layout(names, dirs): # ({split: {class: rows}}, {split: rows outside of cla
 
 # %% ../../nbs/reference/readers.ipynb #4a45aa8f
 def _devkit(folder, read): # synsets of the validation images from ImageNet's development kit; read(name) -> bytes
-    try: from scipy.io import loadmat
+    try:
+        from scipy.io import loadmat
     except ImportError:
         raise EdcError("ImageNet's development kit needs scipy to be read; "
                        "install it, or add LOC_val_solution.csv") from None

@@ -9,16 +9,18 @@ __all__ = ['to_rgb', 'open_image', 'decode_image', 'ImageFolder', 'ImageArchive'
 # %% ../../nbs/reference/sources.ipynb #2c83c54b
 import bisect
 import io
-import numpy as np
 import os
 import struct
 import threading
-import torch
 import zlib
-from PIL import Image, ImageOps, UnidentifiedImageError
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
 from ..core.settings import EdcError
 
 # %% ../../nbs/reference/sources.ipynb #ecaa3be3

@@ -7,6 +7,7 @@ __all__ = ['taylor_remainders', 'fitted_order', 'flatness_closeness', 'ema_traje
 
 # %% ../../nbs/5_study/18_flatness.ipynb #25990941
 import torch
+
 from ..core.settings import EdcError
 
 # %% ../../nbs/5_study/18_flatness.ipynb #4c5e3aeb

@@ -8,11 +8,13 @@ __all__ = ['probe', 'dataset_batches', 'global_gradient', 'gradient_gram', 'draw
 
 # %% ../../nbs/5_study/15_gradients.ipynb #0d62e4dc
 import copy
+from dataclasses import dataclass, replace
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from dataclasses import dataclass, replace
 from torch.func import functional_call, grad, vmap
+
 from ..core.plotting import add_legend, new_axes
 from ..core.runtime import generator, seed_for
 from ..core.settings import EdcError, content_hash, one_of

@@ -8,8 +8,10 @@ __all__ = ['check_finite_rows', 'check_labels', 'check_images', 'check_normalize
 
 # %% ../../nbs/5_study/07_guards.ipynb #51c6cbe0
 import contextlib
+
 import torch
 import torch.nn as nn
+
 from ..core.runtime import seeded
 from ..core.settings import EdcError
 from ..data.images import Dataset

@@ -9,11 +9,13 @@ __all__ = ['check_points', 'Hessian', 'Estimate', 'check_probes', 'hessian_momen
 # %% ../../nbs/5_study/11_hessian.ipynb #522d88b5
 import copy
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from typing import NamedTuple
+
 from ..core.plotting import new_axes
 from ..core.runtime import generator
 from ..core.settings import EdcError

@@ -7,9 +7,11 @@ __all__ = ['ARMS', 'HessianWatch', 'hessian_study', 'hessian_ratio', 'plot_hessi
 
 # %% ../../nbs/5_study/13_hessian_study.ipynb #274bcbd4
 import math
-import torch
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
+
+import torch
+
 from ..core.plotting import add_legend, new_axes
 from ..core.settings import MatchingSettings, SynthesizeSettings, content_hash, one_of, overrides
 from .hessian import Hessian, check_probes, hessian_moments
@@ -133,7 +135,8 @@ def hessian_ratio(
     """DataFrame of norms relative to an arm without the term: a row per arm and observer.
 
     `ratio` (geometric mean over seeds), `se`, `seeds`, and `lower`: how many seeds are lower."""
-    import numpy as np, pandas as pd
+    import numpy as np
+    import pandas as pd
     one_of('against', against, dict.fromkeys(df.arm))
     at = df[df.iteration == (df.iteration.max() if iteration is None else iteration)]
     norms, rows = at.groupby(['arm', 'observer', 'seed'], sort=False).norm.mean().unstack('seed'), []

@@ -8,6 +8,7 @@ __all__ = ['STARTS', 'start_recipe', 'start_key', 'synthesis_from', 'initializat
 
 # %% ../../nbs/5_study/10_initializations.ipynb #b07f65f5
 from pathlib import Path
+
 from ..core.files import Checkpoint
 from ..core.plotting import add_legend, new_axes
 from ..core.settings import Recipe, content_hash, one_of, overrides

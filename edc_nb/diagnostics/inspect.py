@@ -6,15 +6,23 @@
 __all__ = ['SHOWN', 'UNITS', 'Judges', 'set_measures', 'inspect_study', 'inspect_table', 'plot_inspect']
 
 # %% ../../nbs/5_study/09_inspect.ipynb #f00b6b20
-import torch
 from functools import cached_property
+
+import torch
+
 from ..core.files import bytes_hash
 from ..core.plotting import INK, add_legend, new_axes
 from ..core.runtime import generator
 from ..core.settings import content_hash, one_of, overrides
 from ..data.images import sample_per_class
 from edc_nb.diagnostics.measures import (
-    diversity, image_features, label_report, nearest, nearest_real, statistic_gaps, teacher_logits
+    diversity,
+    image_features,
+    label_report,
+    nearest,
+    nearest_real,
+    statistic_gaps,
+    teacher_logits,
 )
 from .study import condensed_sets, edc_at, line_styles, open_study
 from ..recipes.base import random_real

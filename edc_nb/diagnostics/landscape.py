@@ -8,9 +8,11 @@ __all__ = ['LOSSES', 'SLICES', 'random_direction', 'landscape_1d', 'landscape_ri
 
 # %% ../../nbs/5_study/16_landscape.ipynb #4fc0bf3f
 import copy
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
 from ..core.plotting import COLORS, add_legend, new_axes
 from ..core.runtime import generator
 from ..core.settings import EdcError, content_hash, one_of

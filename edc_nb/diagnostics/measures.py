@@ -9,8 +9,10 @@ __all__ = ['statistic_gaps', 'plot_statistic_gaps', 'teacher_logits', 'label_rep
 # %% ../../nbs/5_study/08_measures.ipynb #087b27e5
 import itertools
 import math
+
 import torch
 import torch.nn as nn
+
 from ..core.plotting import INK, add_legend, new_axes
 from ..core.runtime import Runtime, generator
 from ..core.settings import EdcError, one_of
@@ -35,7 +37,7 @@ def _observer_gaps(observer, images, classes, weights, dataset, run): # means, v
     with eval_mode(observer.model):
         parts = zip(*(observer.taps(x)[1:] for x in _views(images, dataset, run)))
         moments = [torch.cat(part).double() for part in parts]
-    targets, segment, n = observer.matcher.t, observer.matcher.segment, len(observer.taps.sizes)
+    targets, segment, n = observer.matcher.targets, observer.matcher.segment, len(observer.taps.sizes)
     def norms(x): return x.new_zeros(len(x), n).index_add(1, segment, x.square()).sqrt()
     pairs = (targets.mean, targets.class_mean), (targets.var, targets.class_var)
     wanted = [torch.cat([whole[None], by_class[classes]]).double() for whole, by_class in pairs]

@@ -7,9 +7,11 @@ __all__ = ['SynthesisLoss', 'synthesis_loss']
 
 # %% ../../nbs/5_study/12_objective.ipynb #a4a30cd2
 import copy
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
-from dataclasses import replace
+
 from ..core.runtime import generator
 from ..core.settings import EdcError, MatchingSettings, SynthesizeSettings
 from ..data.augment import crop_resize, draw_crop
@@ -26,7 +28,7 @@ def _network_and_taps(observer, dtype): # the observer's own, or copies that com
     return model, taps
 
 def _own_matcher(observer, labels, settings, dtype): # without running average, for these labels
-    theirs, device = observer.matcher.t, labels.device
+    theirs, device = observer.matcher.targets, labels.device
     moved = [t.to(device, dtype) for t in (theirs.mean, theirs.var, theirs.class_mean, theirs.class_var)]
     matcher = Matcher(Targets(*moved, theirs.sizes), observer.taps.layout, replace(settings, stat_ema=0.), device)
     matcher.start(labels)

@@ -6,8 +6,10 @@
 __all__ = ['dual_exponent', 'worst_direction', 'Sharpness', 'sharpness', 'quadratic_sharpness']
 
 # %% ../../nbs/5_study/17_sharpness.ipynb #d1469af8
-import torch
 from dataclasses import dataclass
+
+import torch
+
 from ..core.settings import EdcError
 
 # %% ../../nbs/5_study/17_sharpness.ipynb #4b328a2a

@@ -8,6 +8,7 @@ __all__ = ['student_at_end', 'weights_loss', 'curvlinops_hessian', 'student_hess
 # %% ../../nbs/5_study/14_student_hessian.ipynb #86c5869e
 import torch
 import torch.nn as nn
+
 from ..core.settings import EdcError, one_of
 from .guards import undisturbed
 from .hessian import Hessian, check_points, hessian_moments, top_eigenvalues
@@ -66,7 +67,8 @@ def curvlinops_hessian(
     loss,                   # `loss(logits, batch)`, a mean over the batch
 ):
     "The Hessian of the mean loss as a linear operator of curvlinops. `EdcError` if the package is missing."
-    try: from curvlinops import HessianLinearOperator
+    try:
+        from curvlinops import HessianLinearOperator
     except ImportError:
         raise EdcError("student_hessian needs the package curvlinops-for-pytorch; install it with: "
                        "pip install 'edc_nb[diagnostics]', or pass engine='own'") from None

@@ -10,6 +10,7 @@ __all__ = ['Cells', 'Study', 'edc_at', 'open_study', 'condensed_sets', 'initial_
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+
 from ..core.files import Store, read_json, write_json
 from ..core.plotting import COLORS
 from ..core.registry import keyed

@@ -7,6 +7,7 @@ __all__ = ['STARTS', 'REFERENCES', 'relative_transport', 'transport_study', 'plo
 
 # %% ../../nbs/5_study/20_transport.ipynb #46807231
 import torch
+
 from ..core.plotting import INK, add_legend, new_axes
 from ..core.runtime import generator
 from ..core.settings import EdcError, content_hash, one_of

@@ -7,6 +7,7 @@ __all__ = ['transport_cost', 'gaussian_transport', 'gaussian_information']
 
 # %% ../../nbs/5_study/19_wasserstein.ipynb #7802a795
 import torch
+
 from ..core.settings import EdcError
 from .guards import check_finite_rows
 
@@ -19,7 +20,8 @@ def transport_cost(
     """Exact optimal-transport cost between two point sets of the same size, per point.
 
     By the Hungarian method of SciPy. `EdcError` for other shapes, values that are not finite, or without SciPy."""
-    try: from scipy.optimize import linear_sum_assignment
+    try:
+        from scipy.optimize import linear_sum_assignment
     except ImportError:
         raise EdcError("transport_cost needs SciPy, which is not installed; "
                        "accepted: `pip install edc_nb[diagnostics]`") from None

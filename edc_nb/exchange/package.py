@@ -8,6 +8,7 @@ __all__ = ['LAYOUTS', 'plain_name', 'match_classes', 'Package', 'register_layout
 # %% ../../nbs/4_run/10_package.ipynb #7f8778ac
 import re
 from dataclasses import dataclass
+
 from ..core.registry import Registry
 from ..core.settings import EdcError
 

@@ -6,15 +6,17 @@
 __all__ = ['stored_seeds', 'export_condensed', 'import_condensed']
 
 # %% ../../nbs/4_run/13_transfer.ipynb #f07c861d
-import edc_nb.exchange.layouts    # noqa: F401 (registers the layouts)
 import contextlib
 import os
 import random
 import re
 import shutil
-import torch
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+
+import edc_nb.exchange.layouts  # noqa: F401 (registers the layouts)
 from ..core.files import Store, bytes_hash, read_json, write_json, write_text
 from ..core.runtime import make_runtime
 from ..core.settings import EdcError, Recipe, from_yaml, one_of
@@ -23,11 +25,11 @@ from ..data.open import open_dataset
 from ..data.readers import is_hidden, walk_files
 from .package import LAYOUTS, Package
 from ..run.checks import check_recipe
-from ..run.folder import Condensed, recorded_run, lock_folder, condense
+from ..run.folder import Condensed, condense, lock_folder, recorded_run
 from ..run.imported import put_imported
 from ..run.keys import stage_key
 from ..run.ledger import Ledger, environment
-from ..stages.relabel import LabelStore, Labels, ViewStream
+from ..stages.relabel import Labels, LabelStore, ViewStream
 from ..stages.synthesize import Synthetic
 
 # %% ../../nbs/4_run/13_transfer.ipynb #27b5f364

@@ -9,10 +9,11 @@ __all__ = ['FAMILIES', 'UNSET', 'CIFAR_OBSERVERS', 'GVBSM_OBSERVERS', 'TINY_OBSE
 
 # %% ../../nbs/3_recipes/01_base.ipynb #18a2d436
 import functools
+
 from ..core.registry import Registry
 from ..core.settings import EdcError, EvaluateSettings, Recipe, one_of
 
-# %% ../../nbs/3_recipes/01_base.ipynb #43da461d
+# %% ../../nbs/3_recipes/01_base.ipynb #d2996f04
 FAMILIES = dict(digits='digits', cifar10='cifar', cifar100='cifar', tiny_imagenet='tiny',
                 imagenet10='imagenet', imagenet1k='imagenet')
 
@@ -38,7 +39,7 @@ class per_dataset:
         "The same value with further exceptions."
         return per_dataset(self, **special)
 
-# %% ../../nbs/3_recipes/01_base.ipynb #09f07a33
+# %% ../../nbs/3_recipes/01_base.ipynb #97721e19
 class per_ipc:
     "A value that differs by images per class: `per_ipc({1: 1000, 2: 300})` is 300 from IPC 2 on."
     def __init__(self,
@@ -54,7 +55,7 @@ class per_ipc:
         "The value for a number of images per class."
         return self.steps[max(k for k in self.steps if k <= ipc)]
 
-# %% ../../nbs/3_recipes/01_base.ipynb #35aed679
+# %% ../../nbs/3_recipes/01_base.ipynb #7d84da87
 class _Unset:
     def __repr__(self): return 'UNSET'
 
@@ -139,7 +140,7 @@ def named(
         if hasattr(function, attribute): setattr(make, attribute, getattr(function, attribute))
     return make
 
-# %% ../../nbs/3_recipes/01_base.ipynb #bc2cf0d0
+# %% ../../nbs/3_recipes/01_base.ipynb #8f5c448d
 def register_recipe(
     name:str,              # how users ask for it
     make=None,             # function `(base dataset, ipc, {'data.name': ..., ...}) -> Recipe`; left out, a decorator
@@ -163,7 +164,7 @@ def register_recipe(
                  rates=dict(rates or {}), slow=slow)
     return RECIPES.register(name, make, replace=replace, **needs)
 
-# %% ../../nbs/3_recipes/01_base.ipynb #cea3bf5b
+# %% ../../nbs/3_recipes/01_base.ipynb #4e3e9617
 def for_student(
     recipe:Recipe,    # a named method's recipe
     student:str,      # architecture to train

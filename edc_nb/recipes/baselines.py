@@ -10,11 +10,18 @@ __all__ = ['SHARED', 'PATCH', 'FLIP', 'STUDENT', 'ONE_OBSERVER', 'LONG_SQUEEZE',
 
 # %% ../../nbs/3_recipes/04_baselines.ipynb #375c8b1c
 from edc_nb.recipes.base import (
-    FIRST_OBSERVER, GVBSM_OBSERVERS, IMAGENET_OBSERVERS, join_columns, per_dataset, per_ipc, random_real, resolve
+    FIRST_OBSERVER,
+    GVBSM_OBSERVERS,
+    IMAGENET_OBSERVERS,
+    join_columns,
+    per_dataset,
+    per_ipc,
+    random_real,
+    resolve,
 )
 from .edc import EDC, SQUEEZE, make_edc
 
-# %% ../../nbs/3_recipes/04_baselines.ipynb #f3c109d0
+# %% ../../nbs/3_recipes/04_baselines.ipynb #691b845a
 SHARED = {k: EDC[k] for k in ('initialize.flip', 'augment.flip', 'matching.stat_batch', 'evaluate.checks')} | {
     'matching.alpha':      1.,         # statistics of all classes together, none by class
     'synthesize.flatness': 'off',
@@ -25,7 +32,7 @@ PATCH, FLIP, STUDENT = EDC['matching.patch'], EDC['synthesize.flip'], EDC['evalu
 
 ONE_OBSERVER = per_dataset(('resnet18',), digits=('wrn16_2',))
 
-# %% ../../nbs/3_recipes/04_baselines.ipynb #29791e48
+# %% ../../nbs/3_recipes/04_baselines.ipynb #4ba1f6c0
 LONG_SQUEEZE = SQUEEZE | {
     'squeeze.epochs':       SQUEEZE['squeeze.epochs'].but(cifar=200),
     'squeeze.lr':           SQUEEZE['squeeze.lr'].but(cifar=.1),
@@ -34,7 +41,7 @@ LONG_SQUEEZE = SQUEEZE | {
     'squeeze.schedule':     SQUEEZE['squeeze.schedule'].but(cifar='cosine'),
 }
 
-# %% ../../nbs/3_recipes/04_baselines.ipynb #95687122
+# %% ../../nbs/3_recipes/04_baselines.ipynb #bc97da84
 SRE2L_IMAGES = {
     # one observer, its batch-norm statistics, of the batch at hand (no average over batches)
     'initialize.observer':     FIRST_OBSERVER,
@@ -83,7 +90,7 @@ def sre2l(
     "Settings of SRe2L, where they differ from the defaults."
     return resolve(SRE2L, base, ipc)
 
-# %% ../../nbs/3_recipes/04_baselines.ipynb #b01d4d01
+# %% ../../nbs/3_recipes/04_baselines.ipynb #7874e6a7
 CDA = SRE2L | {
     'synthesize.crop':         'resized',
     'synthesize.crop_scale':   (1., 1.),      # the whole image at first ...
@@ -102,7 +109,7 @@ def cda(
     "Settings of CDA, where they differ from the defaults."
     return resolve(CDA, base, ipc)
 
-# %% ../../nbs/3_recipes/04_baselines.ipynb #3dbb5e76
+# %% ../../nbs/3_recipes/04_baselines.ipynb #2c71bc51
 GVBSM_IMAGES = {
     'initialize.observer':       FIRST_OBSERVER,
     'synthesize.observers':      per_dataset(GVBSM_OBSERVERS, imagenet=IMAGENET_OBSERVERS,
@@ -165,7 +172,7 @@ RDED_IMAGES = {
 
 _RDED_BATCH, _RDED_LARGE_BATCH = per_ipc({1: 10, 10: 50, 50: 100}), per_ipc({1: 20, 10: 100, 50: 200})
 
-# %% ../../nbs/3_recipes/04_baselines.ipynb #1aa44fca
+# %% ../../nbs/3_recipes/04_baselines.ipynb #1eafe415
 RDED_STUDENT = {
     'augment.crop_scale':    per_dataset((1., 1.), imagenet=(.5, 1.)),     # at least one crop of the mosaic
     'augment.patch_shuffle': per_dataset(0, imagenet=2),
@@ -190,7 +197,7 @@ def rded(
     "Settings of RDED, where they differ from the defaults."
     return resolve(RDED, base, ipc)
 
-# %% ../../nbs/3_recipes/04_baselines.ipynb #215005de
+# %% ../../nbs/3_recipes/04_baselines.ipynb #7c867c78
 FADRM_IMAGES = {
     'initialize.observer':    FIRST_OBSERVER,
     'initialize.method':      'rded',
@@ -237,7 +244,7 @@ FADRM = join_columns(SHARED, LONG_SQUEEZE, FADRM_IMAGES, FADRM_STUDENT)
 
 FADRM_PLUS = FADRM | {'synthesize.observers': FADRM_PLUS_OBSERVERS, 'relabel.observers': FADRM_PLUS_OBSERVERS}
 
-# %% ../../nbs/3_recipes/04_baselines.ipynb #0247a1eb
+# %% ../../nbs/3_recipes/04_baselines.ipynb #17657bb3
 def fadrm(
     base:str,          # data set whose settings are taken
     ipc:int,           # images per class
@@ -288,7 +295,7 @@ CLASSICAL = join_columns(SHARED, SQUEEZE, {
     'evaluate.gamma':         .1,
 })
 
-# %% ../../nbs/3_recipes/04_baselines.ipynb #4762d8e3
+# %% ../../nbs/3_recipes/04_baselines.ipynb #35810ec1
 DM = join_columns(CLASSICAL, {
     'synthesize.method':     'dm',
     'synthesize.iterations': per_dataset(20000, digits=300),
@@ -306,7 +313,7 @@ DC = join_columns(CLASSICAL, {
     'evaluate.epochs':       per_dataset(300, digits=150),
 })
 
-# %% ../../nbs/3_recipes/04_baselines.ipynb #971aa6ce
+# %% ../../nbs/3_recipes/04_baselines.ipynb #d3813824
 def dm(
     base:str,     # data set whose settings are taken
     ipc:int,      # images per class

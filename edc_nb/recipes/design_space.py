@@ -11,7 +11,7 @@ from .base import GVBSM_OBSERVERS, IMAGENET_OBSERVERS, per_dataset, resolve
 from .baselines import GVBSM, gvbsm
 from .edc import edc
 
-# %% ../../nbs/3_recipes/03_design_space.ipynb #a24592d3
+# %% ../../nbs/3_recipes/03_design_space.ipynb #ad43178a
 _FEWER_OBSERVERS = per_dataset(GVBSM_OBSERVERS, imagenet=IMAGENET_OBSERVERS, digits=('wrn16_2', 'convnet_w32'))
 
 WITHOUT = {

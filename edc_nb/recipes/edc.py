@@ -9,11 +9,21 @@ __all__ = ['SQUEEZE', 'EDC_IMAGES', 'EDC_STUDENT', 'EDC', 'RELEASED_QUIRKS', 'RE
 # %% ../../nbs/3_recipes/02_edc.ipynb #f84f85d8
 from ..core.settings import Recipe
 from edc_nb.recipes.base import (
-    CIFAR_OBSERVERS, FIRST_OBSERVER, GVBSM_OBSERVERS, IMAGENET1K_OBSERVERS, IMAGENET_OBSERVERS, TINY_OBSERVERS,
-    UNSET, join_columns, named, per_dataset, per_ipc, resolve
+    CIFAR_OBSERVERS,
+    FIRST_OBSERVER,
+    GVBSM_OBSERVERS,
+    IMAGENET1K_OBSERVERS,
+    IMAGENET_OBSERVERS,
+    TINY_OBSERVERS,
+    UNSET,
+    join_columns,
+    named,
+    per_dataset,
+    per_ipc,
+    resolve,
 )
 
-# %% ../../nbs/3_recipes/02_edc.ipynb #efe1e4b5
+# %% ../../nbs/3_recipes/02_edc.ipynb #2205955f
 SQUEEZE = {
     # epochs: Appendix A.2, and the text at Table 19 for the CIFARs; rates and batches: the authors' scripts
     'squeeze.start':       per_dataset('scratch', imagenet1k='pretrained'),     # torchvision's weights
@@ -74,7 +84,7 @@ def edc(
     "Settings of EDC as the paper's tables print it, where they differ from the defaults."
     return resolve(EDC, base, ipc)
 
-# %% ../../nbs/3_recipes/02_edc.ipynb #8f887e6a
+# %% ../../nbs/3_recipes/02_edc.ipynb #3a924d6c
 def make_edc(
     base:str,     # data set whose settings are taken
     ipc:int,      # images per class
@@ -97,7 +107,7 @@ RELEASED_QUIRKS = {
     'evaluate.report':               'best',
 }
 
-# %% ../../nbs/3_recipes/02_edc.ipynb #c0a4c07d
+# %% ../../nbs/3_recipes/02_edc.ipynb #12c5d458
 RELEASED_IMAGES = {
     'data.normalisation':      per_dataset(UNSET, cifar10='cifar100'),      # CIFAR-100's numbers for both
     'squeeze.start':           per_dataset(UNSET, imagenet10='pretrained'),
@@ -112,7 +122,7 @@ RELEASED_IMAGES = {
     'synthesize.image_format': per_dataset('jpeg75', cifar100=UNSET, tiny=UNSET),
 }
 
-# %% ../../nbs/3_recipes/02_edc.ipynb #c1a572d4
+# %% ../../nbs/3_recipes/02_edc.ipynb #bd362f06
 RELEASED_STUDENT = {
     'relabel.observers':     per_dataset(UNSET, cifar100=GVBSM_OBSERVERS, tiny=GVBSM_OBSERVERS),
     # SGD, which came from G-VBSM; the paper prints AdamW for all

@@ -24,7 +24,7 @@ for _letter, _about in CONFIGURATIONS.items():
     _name = f'config-{_letter}'
     register_recipe(_name, named(_name, configuration(_letter)), f'Fig. 1: {_about}', rates=_SWIN)
 
-# %% ../../nbs/3_recipes/05_registry.ipynb #86efc05d
+# %% ../../nbs/3_recipes/05_registry.ipynb #0a39f255
 _RDED_RATES = {
     'efficientnet_b0': .002,
     'mobilenet_v2':    .0025,
@@ -48,7 +48,7 @@ register_recipe('fadrm', named('fadrm', fadrm),
 
 register_recipe('fadrm-plus', named('fadrm-plus', fadrm_plus), 'the same with four observers')
 
-# %% ../../nbs/3_recipes/05_registry.ipynb #b5e7ea14
+# %% ../../nbs/3_recipes/05_registry.ipynb #656f9692
 def make_random_real(
     labels:str,     # 'soft' or 'hard'
 ):
@@ -68,7 +68,7 @@ register_recipe('herding', make_coreset('herding'),
 register_recipe('k-centre', make_coreset('k-centre'),
                 "real images that cover their class, EDC's protocol", rates=_SWIN)
 
-# %% ../../nbs/3_recipes/05_registry.ipynb #dd4703a6
+# %% ../../nbs/3_recipes/05_registry.ipynb #8328ade6
 _SMALL = ('digits', 'cifar10', 'cifar100', 'tiny_imagenet')
 
 register_recipe('dm', named('dm', dm), 'distribution matching with fresh networks, hard labels (WACV 2023)', _SMALL)
@@ -76,7 +76,7 @@ register_recipe('dm', named('dm', dm), 'distribution matching with fresh network
 register_recipe('dc', named('dc', dc), 'gradient matching with fresh networks, hard labels (ICLR 2021)', _SMALL,
                 slow=True)
 
-# %% ../../nbs/3_recipes/05_registry.ipynb #7e367cfb
+# %% ../../nbs/3_recipes/05_registry.ipynb #9f3d4236
 def base_dataset(
     name:str,         # the dataset's name
     size:int=None,    # side of its images in pixels, if known

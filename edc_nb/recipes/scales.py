@@ -8,11 +8,12 @@ __all__ = ['SCALES', 'Scale', 'at_scale']
 # %% ../../nbs/3_recipes/06_scales.ipynb #aaa00543
 import math
 from dataclasses import dataclass
+
 from ..core.settings import EdcError, Recipe, flat, one_of
 from .base import RECIPES, for_student
 from .registry import recipe
 
-# %% ../../nbs/3_recipes/06_scales.ipynb #f696823f
+# %% ../../nbs/3_recipes/06_scales.ipynb #0870a64d
 @dataclass(frozen=True)
 class Scale:
     "What a small scale puts in the place of the paper's data sets, networks and budgets."
@@ -51,7 +52,7 @@ _SCALES['subset'] = Scale(
     students=dict(resnet18='convnet_w32', resnet50='convnet_d2', resnet101='convnet_d1',
                   mobilenet_v2='mobilenet_v2'))
 
-# %% ../../nbs/3_recipes/06_scales.ipynb #414446e1
+# %% ../../nbs/3_recipes/06_scales.ipynb #1af893ad
 _SCALES['tiny'] = Scale(
     dataset='digits',
     settings={
@@ -71,7 +72,7 @@ _SCALES['tiny'] = Scale(
                    wrn50_2='vgg11_bn'),
     students=dict(resnet18='convnet_d2', resnet50='convnet_d1', resnet101='wrn16_2', mobilenet_v2='mobilenet_v2'))
 
-# %% ../../nbs/3_recipes/06_scales.ipynb #6818e218
+# %% ../../nbs/3_recipes/06_scales.ipynb #1f0e60b4
 _CLASSES = dict(digits=10, cifar10=10, cifar100=100, tiny_imagenet=200, imagenet10=10, imagenet1k=1000)
 
 def _stand_ins(names, at): # the networks of a scale for the paper's, none twice
@@ -89,7 +90,7 @@ def _ema_rate(rate, steps, small_steps): # which remembers the same share of few
     share = max(1 / (1 - rate) / steps, 1 / 40)
     return round(max(0., 1 - 1 / (share * small_steps)), 6)
 
-# %% ../../nbs/3_recipes/06_scales.ipynb #432b358a
+# %% ../../nbs/3_recipes/06_scales.ipynb #e666ea1b
 _LEFT = ('evaluate.epochs', 'evaluate.checks', 'evaluate.student')      # the scale's, not the row's
 
 def _carried(changes, at, row, classes): # what a row changes, in terms of a small run; `row` is its full recipe
@@ -111,7 +112,7 @@ def _carried(changes, at, row, classes): # what a row changes, in terms of a sma
             small[epochs] = at.settings['squeeze.epochs'] * longer
     return small
 
-# %% ../../nbs/3_recipes/06_scales.ipynb #6050bf92
+# %% ../../nbs/3_recipes/06_scales.ipynb #b70a0e91
 def _small(full, method, at): # what a scale changes in a method's recipe
     shared = {k: v for k, v in flat(recipe('edc', full.data.name)).items() if k.startswith('squeeze.')}
     small = shared | at.settings | {
@@ -133,7 +134,7 @@ def _as_many_steps(r, classes): # with more epochs where an epoch has fewer step
     fewer = math.ceil(100 / batch) // math.ceil(r.ipc * classes / batch)
     return r.replace({'evaluate.epochs': r.evaluate.epochs * max(1, fewer)})
 
-# %% ../../nbs/3_recipes/06_scales.ipynb #89cf47a8
+# %% ../../nbs/3_recipes/06_scales.ipynb #804abee2
 def at_scale(
     method:str,             # a named method, see `RECIPES`
     changes:dict,           # what a row changes, in the paper's own terms

@@ -7,7 +7,7 @@ __all__ = ['Costs', 'Card', 'Accuracy', 'Chain']
 
 # %% ../../nbs/4_run/04_chain.ipynb #c3f57a1e
 from dataclasses import dataclass, field, replace
-import edc_nb.stages.bilevel    # registers DM and DC
+
 from ..core.files import Artefact, Store, read_json, write_json
 from ..core.runtime import Meter, Runtime
 from ..core.settings import EdcError, Recipe, for_labels
@@ -17,7 +17,7 @@ from .keys import StageKeys, stage_key
 from .observers import TrainedObserver, read_observer
 from ..stages.initialize import Initial, initialize
 from ..stages.matching import Statistics, collect_statistics
-from ..stages.relabel import LabelStore, Labels, Teachers, ViewStream, make_labels
+from ..stages.relabel import Labels, LabelStore, Teachers, ViewStream, make_labels
 from ..stages.squeeze import train_observer
 from ..stages.students import TrainedStudent, train_student
 from ..stages.synthesize import Observer, Synthetic, synthesize

@@ -6,8 +6,6 @@
 __all__ = ['check_recipe']
 
 # %% ../../nbs/4_run/02_checks.ipynb #19327be8
-import edc_nb.run.imported      # registers the initialization of imported images
-import edc_nb.stages.bilevel    # registers DM and DC
 from ..core.settings import Recipe
 from ..data.augment import check_views
 from ..data.images import Dataset

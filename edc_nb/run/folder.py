@@ -8,9 +8,11 @@ __all__ = ['lock_folder', 'recorded_run', 'contact_sheet', 'save_contact_sheet',
 # %% ../../nbs/4_run/05_folder.ipynb #62e572f0
 import contextlib
 import os
+from pathlib import Path
+
 import torch
 from filelock import FileLock, Timeout
-from pathlib import Path
+
 from ..core.files import Store, atomic_path, bytes_hash, read_json, write_json, write_text
 from ..core.plotting import image_rows
 from ..core.runtime import make_runtime, resumable

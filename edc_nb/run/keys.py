@@ -9,6 +9,7 @@ __all__ = ['stage_key', 'NetworksOf', 'StageKeys']
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
 from ..core.files import bytes_hash
 from ..core.registry import keyed
 from ..core.settings import Recipe, content_hash, for_labels, overrides

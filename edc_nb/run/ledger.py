@@ -11,8 +11,10 @@ import json
 import os
 import platform
 import subprocess
-from filelock import FileLock
 from pathlib import Path
+
+from filelock import FileLock
+
 from ..core.files import package_folder, read_json, write_json
 from ..core.settings import EdcError, Recipe, from_dict
 
@@ -21,8 +23,11 @@ def environment(
     run=None,   # `Runtime`: device and precision; None is the CPU in fp32
 ) -> dict:
     "Where a number was made: device, versions, threads, commit, date."
-    import edc_nb, torch, torchvision
-    from edc_nb.core.runtime import Runtime      # with torch, which reading a ledger need not wait for
+    import torch
+    import torchvision
+
+    import edc_nb
+    from edc_nb.core.runtime import Runtime  # with torch, which reading a ledger need not wait for
     run = run or Runtime()
     dev = run.device
     name = torch.cuda.get_device_name(dev) if dev.type == 'cuda' else platform.processor() or platform.machine()

@@ -7,7 +7,9 @@ __all__ = ['TrainedObserver', 'read_observer']
 
 # %% ../../nbs/4_run/03_observers.ipynb #ddf3f9b6
 from dataclasses import dataclass
+
 from torch import nn
+
 from ..core.runtime import Runtime
 from ..models.helpers import accuracy, to_device
 from ..models.weights import load_weights, read_meta, save_weights

@@ -7,9 +7,10 @@ __all__ = ['Report', 'weak_observers', 'evaluate']
 
 # %% ../../nbs/4_run/06_report.ipynb #98a6455e
 from dataclasses import dataclass
+
 from ..core.files import bytes_hash
 from ..core.runtime import resumable
-from ..core.settings import EdcError, PROTOCOL, overrides
+from ..core.settings import PROTOCOL, EdcError, overrides
 from ..recipes.base import for_student
 from .checks import check_recipe
 from .folder import Condensed, lock_folder

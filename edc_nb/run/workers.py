@@ -11,8 +11,10 @@ import os
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from ..core.settings import EdcError
+
 from tqdm.auto import tqdm
+
+from ..core.settings import EdcError
 
 # %% ../../nbs/4_run/08_workers.ipynb #63d3920f
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ __all__ = ['hard_label_recovery', 'improvement_over_random', 'relative_accuracy'
 # %% ../../nbs/5_study/05_metrics.ipynb #382c74d5
 import math
 from pathlib import Path
+
 from ..core.settings import EdcError
 from ..core.stats import mean_sd
 from ..recipes.base import random_real

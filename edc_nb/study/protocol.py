@@ -11,9 +11,16 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+
 from ..core.plotting import COLORS, INK, add_legend, new_axes
 from edc_nb.core.settings import (
-    BilevelSettings, EdcError, InitializeSettings, MatchingSettings, Recipe, SynthesizeSettings, from_dict
+    BilevelSettings,
+    EdcError,
+    InitializeSettings,
+    MatchingSettings,
+    Recipe,
+    SynthesizeSettings,
+    from_dict,
 )
 from ..core.stats import count_mean_sd, standard_error
 from ..recipes.base import random_real

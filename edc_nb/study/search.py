@@ -8,6 +8,7 @@ __all__ = ['Search', 'search']
 # %% ../../nbs/5_study/04_search.ipynb #d6f19e29
 from dataclasses import dataclass
 from pathlib import Path
+
 from ..core.plotting import COLORS, INK, add_legend, new_axes
 from ..core.runtime import make_runtime
 from ..core.settings import EdcError, Recipe, one_of, setting_names
@@ -92,7 +93,8 @@ def _open_study(out, aims, sampler, seed): # Optuna's, resumed where there is on
 
 # %% ../../nbs/5_study/04_search.ipynb #40c1da74
 def _check_request(recipe, space, trials, aims, sampler, seeds): # EdcError before anything is computed
-    try: import optuna  # noqa: F401
+    try:
+        import optuna  # noqa: F401
     except ImportError: raise EdcError("search needs Optuna: pip install 'edc_nb[search]'") from None
     if not recipe.data.validation:
         raise EdcError("data.validation: got 0, but a search must not choose settings on the test set; "

@@ -9,9 +9,10 @@ __all__ = ['grid', 'Cell', 'cells', 'Sweep', 'sweep']
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
+
 from ..core.plotting import COLORS, add_legend, new_axes
 from ..core.runtime import make_runtime
-from ..core.settings import EdcError, PROTOCOL, Recipe, content_hash, flat, one_of, setting_names
+from ..core.settings import PROTOCOL, EdcError, Recipe, content_hash, flat, one_of, setting_names
 from ..core.stats import accuracy_columns
 from ..data.images import Dataset
 from ..data.open import open_dataset

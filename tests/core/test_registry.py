@@ -14,7 +14,16 @@ from edc_nb.core.registry import Registry, fingerprint, fingerprint_network, key
 from edc_nb.core.settings import parse_set
 from edc_nb.exchange.package import LAYOUTS, register_layout
 from edc_nb.recipes.base import (
-    FAMILIES, RECIPES, UNSET, for_student, join_columns, named, per_dataset, per_ipc, register_recipe, resolve
+    FAMILIES,
+    RECIPES,
+    UNSET,
+    for_student,
+    join_columns,
+    named,
+    per_dataset,
+    per_ipc,
+    register_recipe,
+    resolve,
 )
 from edc_nb.recipes.registry import recipe
 
@@ -444,7 +453,7 @@ assert not {'torch', 'numpy', 'pandas'} & set(sys.modules), sorted(sys.modules)
 # --- layouts
 
 def test_a_layout_is_its_writer_and_needs_a_reader_to_be_read():
-    from edc_nb.exchange import layouts      # registers those of this library
+    from edc_nb.exchange import layouts  # registers those of this library
     assert LAYOUTS['folder'] is layouts.write_folder and LAYOUTS.needs('folder').read is layouts.read_folder
     assert LAYOUTS.names(labeled=True) == ['huggingface'] and all(LAYOUTS.needs(n).about for n in LAYOUTS)
 
