@@ -185,7 +185,7 @@ RDED_STUDENT = {
     # twice as large for 100 or 1000 classes
     'evaluate.batch_size':   per_dataset(_RDED_BATCH, cifar100=_RDED_LARGE_BATCH, imagenet1k=_RDED_LARGE_BATCH,
                                          tiny=100, digits=25),
-    'evaluate.schedule':     'smoothing',                                  # half a cosine, which EDC took over
+    'evaluate.schedule':     'smoothing',                                  # the first half of a cosine
 }
 
 RDED = join_columns(SHARED, LONG_SQUEEZE, RDED_IMAGES, RDED_STUDENT)
