@@ -162,7 +162,7 @@ def register_recipe(
         return add
     needs = dict(about=about or (make.__doc__ or '').strip().partition('\n')[0], datasets=tuple(datasets),
                  rates=dict(rates or {}), slow=slow)
-    return RECIPES.register(name, make, replace=replace, **needs)
+    RECIPES.register(name, make, replace=replace, **needs)
 
 # %% ../../nbs/3_recipes/01_base.ipynb #4e3e9617
 def for_student(
