@@ -320,7 +320,8 @@ def recipes(
     from edc_nb.recipes.base import RECIPES
     from edc_nb.recipes.registry import recipe
     if not name:
-        for known, method in RECIPES.items():
+        for known in RECIPES:
+            method = RECIPES.needs(known)
             print(f"{known:18} {method.about}" + (f" ({', '.join(method.datasets)})" if method.datasets else ''))
         return
     found = recipe(name, dataset, ipc)

@@ -9,22 +9,22 @@ __all__ = ['read_folder', 'write_folder', 'read_huggingface', 'write_huggingface
 # %% ../../nbs/4_run/11_layouts.ipynb #7a8bf130
 import io
 import json
-import numpy as np
 import os
 import re
+from pathlib import Path
+
+import numpy as np
 import torch
 from PIL import Image
-from pathlib import Path
+
 from ..core.files import atomic_path, load_tensors, save_tensors, write_json, write_text
 from ..core.settings import EdcError
 from ..data.images import Dataset
 from ..data.known import NORMALIZATIONS
-from ..data.readers import open_archive, find_layout, is_hidden, IMAGE_SUFFIXES, tar_index, walk_files, zip_index
-from edc_nb.data.sources import (
-    ImageFolder, DecodedImages, usable_cores, open_image, load_images, worker_pool, to_rgb
-)
-from .card import in_words, dataset_card
-from .package import LAYOUTS, Package, plain_name, match_classes, register_layout
+from ..data.readers import IMAGE_SUFFIXES, find_layout, is_hidden, open_archive, tar_index, walk_files, zip_index
+from ..data.sources import DecodedImages, ImageFolder, load_images, open_image, to_rgb, usable_cores, worker_pool
+from .card import dataset_card, in_words
+from .package import LAYOUTS, Package, match_classes, plain_name, register_layout
 from ..run.folder import save_contact_sheet
 from ..stages.relabel import LabelStore
 
@@ -184,7 +184,8 @@ def _parquet_schema(classes): # the two columns, and what the hub wants to know 
                      metadata={'huggingface': json.dumps(dict(info=dict(features=features)))})
 
 def _write_parquet(images, labels, classes, folder, most=2**28): # shards of at most `most` bytes of pixels each
-    import pyarrow as pa, pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     schema, names, ranks = _parquet_schema(classes), _sortable(classes), _ranks(labels)
     per = max(1, most // images[0].numel())
     starts = range(0, len(images), per)

@@ -124,7 +124,7 @@ def _facts(c, layout, images_hash, records): # of a set, for export.json
 
 # %% ../../nbs/4_run/13_transfer.ipynb #431474d2
 def _labels_for(c, layout, seeds): # {seed: LabelStore} that go along in this layout
-    labeled = [name for name, l in LAYOUTS.items() if l.labeled]
+    labeled = LAYOUTS.names(labeled=True)
     if layout not in labeled:
         if seeds is None: return {}
         raise EdcError(f"seeds: the layout {layout} carries no soft labels; accepted with seeds: {', '.join(labeled)}")
@@ -132,7 +132,7 @@ def _labels_for(c, layout, seeds): # {seed: LabelStore} that go along in this la
     return _soft_labels(c, list(range(seeds) if isinstance(seeds, int) else seeds))
 
 def _fill(package, layout, folder): # the layout's files, and those that every export has
-    LAYOUTS[layout].write(package, folder)
+    LAYOUTS[layout](package, folder)
     write_text(folder / 'recipe.yaml', package.recipe.to_yaml())
     contents = sorted([p.name for p in folder.iterdir()] + ['export.json'])
     write_json(folder / 'export.json', package.about | dict(contents=contents, files=_count_files(folder) + 1))
@@ -219,6 +219,7 @@ def _find_source(path, recipe, layout, name, seed): # EdcError where a path or a
     if not path.exists(): raise EdcError(f"import: {path} does not exist")
     about, file, own = _about(path), path / 'recipe.yaml', recipe is None
     if one_of('layout', layout, ['auto', *LAYOUTS]) == 'auto': layout = _layout_of(path, about)
+    if LAYOUTS.needs(layout).read is None: raise EdcError(f"import: the layout {layout} can only be written")
     if own and not file.is_file():
         raise EdcError(f"import: {path} brings no recipe.yaml; give the recipe under which it shall be evaluated")
     if own: recipe = from_yaml(file.read_text(encoding='utf-8'))
@@ -239,7 +240,7 @@ def _read(source, data): # (Dataset, images, labels, recipe with their IPC)
     check_recipe(recipe)
     dataset = data if isinstance(data, Dataset) else open_dataset(recipe.data, data, seed=source.seed)
     own = about if about.get('layout') == source.layout else {}
-    images, labels = LAYOUTS[source.layout].read(source.path, dataset, own)
+    images, labels = LAYOUTS.needs(source.layout).read(source.path, dataset, own)
     images, labels, ipc = _class_major(images, labels, dataset.classes)
     recipe = recipe.replace(ipc=ipc)
     check_recipe(recipe, dataset)

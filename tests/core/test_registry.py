@@ -1,4 +1,5 @@
 """Choices by name: what a registry accepts, refuses, shows, and puts into a stage's key."""
+import functools
 import json
 import subprocess
 import sys
@@ -11,6 +12,20 @@ from torch import nn
 from conftest import edc_environment, said
 from edc_nb.core.registry import Registry, fingerprint, fingerprint_network, keyed
 from edc_nb.core.settings import parse_set
+from edc_nb.exchange.package import LAYOUTS, register_layout
+from edc_nb.recipes.base import (
+    FAMILIES,
+    RECIPES,
+    UNSET,
+    for_student,
+    join_columns,
+    named,
+    per_dataset,
+    per_ipc,
+    register_recipe,
+    resolve,
+)
+from edc_nb.recipes.registry import recipe
 
 
 @pytest.fixture
@@ -350,3 +365,101 @@ def test_no_two_processes_share_the_key_of_what_cannot_be_compared(tmp_path):
         print(keyed(r, "f")["code"])'''))
     kw = dict(check=True, capture_output=True, text=True, env=edc_environment(), timeout=60)
     assert len({subprocess.run([sys.executable, path], **kw).stdout for _ in range(2)}) == 2
+
+
+# --- recipes
+
+@pytest.fixture
+def patient():
+    "A user's recipe, registered while the test runs."
+    @register_recipe('patient', about='EDC, twice the iterations', rates={'alexnet': 1e-4})
+    def settings(base, ipc):
+        return {'synthesize.iterations': 10 * ipc}
+    yield settings
+    if 'patient' in RECIPES and not RECIPES.builtin('patient'):
+        RECIPES.remove('patient')
+
+
+def test_a_user_s_recipe_is_known_by_name(patient):
+    r = recipe('patient', 'cifar10', ipc=5)
+    assert (r.name, r.ipc, r.data.name, r.synthesize.iterations) == ('patient', 5, 'cifar10', 50)
+    assert for_student(r, 'alexnet').evaluate.lr == 1e-4 and for_student(r, 'resnet18').evaluate.lr == 1e-3
+    assert RECIPES.needs('patient').about == 'EDC, twice the iterations' and not RECIPES.builtin('patient')
+    assert patient('cifar10', 2) == {'synthesize.iterations': 20}      # the decorator returns the function
+    said(lambda: recipe('patien'), "'patien'", "Did you mean 'patient'?")
+
+
+@pytest.mark.parametrize('name', ['edc', 'edc-released', 'sre2l', 'config-a', 'random-real', 'k-centre', 'patient'])
+def test_a_recipe_s_name_is_not_taken_by_accident(name, patient):
+    before, hash = RECIPES[name], recipe(name).hash
+
+    def other(base, ipc):
+        return {'evaluate.zeta': 3.}
+    said(lambda: register_recipe(name, named(name, other)), f"recipe '{name}'", 'replace=True')
+    said(lambda: register_recipe(name)(other), f"recipe '{name}'", 'replace=True')
+    said(lambda: register_recipe(name, named(name, functools.partial(other))), f"recipe '{name}'", 'replace=True')
+    assert RECIPES[name] is before
+    register_recipe(name, named(name, other), replace=True)
+    assert recipe(name).evaluate.zeta == 3.
+    RECIPES.remove(name)
+    assert name == 'patient' or recipe(name).hash == hash and RECIPES.builtin(name)
+
+
+def test_a_recipe_s_cell_that_is_run_again_replaces_its_settings(patient):
+    cell = '@register("mine")\ndef f(base, ipc): return {{"synthesize.iterations": {}}}'
+    for n in (1, 2):
+        run('__main__', cell.format(n), register=register_recipe)
+        assert recipe('mine').synthesize.iterations == n
+    RECIPES.remove('mine')
+
+
+def test_a_docstring_is_what_a_recipe_is_about():
+    def mine(base, ipc):
+        "No settings at all.\n\nMore."
+        return {}
+    register_recipe('mine', named('mine', mine))
+    assert RECIPES.needs('mine').about == 'No settings at all.' and RECIPES['mine'].__doc__ == mine.__doc__
+    RECIPES.remove('mine')
+
+
+def test_a_column_gives_the_most_special_value():
+    value = per_dataset(1, cifar=2, cifar100=per_ipc({1: 3, 10: 4}), digits=UNSET)
+    seen = {base: [resolve({'a': value}, base, ipc).get('a') for ipc in (1, 9, 10, 50)] for base in FAMILIES}
+    assert seen == dict(digits=[None] * 4, cifar10=[2] * 4, cifar100=[3, 3, 4, 4], tiny_imagenet=[1] * 4,
+                        imagenet10=[1] * 4, imagenet1k=[1] * 4)
+    more = value.but(imagenet=5, cifar=6)
+    assert [resolve({'a': more}, base, 1).get('a') for base in FAMILIES] == [None, 6, 6, 1, 5, 5]
+
+
+def test_columns_refuse_what_would_be_overridden_or_overlooked():
+    said(lambda: join_columns({'a.b': 1}, {'a.c': 1}, {'a.b': 1}), 'a.b', 'two columns')
+    said(lambda: per_dataset(1, cifra=2), "'cifra'", "Did you mean 'cifar'?")
+    said(lambda: per_ipc({10: 1}), 'per_ipc', '10')
+    said(lambda: resolve({}, 'cifar', 1), "'cifar'", 'cifar10')
+
+
+def test_naming_recipes_and_layouts_imports_no_torch():
+    code = '''
+import sys
+from edc_nb.recipes.registry import RECIPES, recipe
+from edc_nb.recipes import design_space, scales
+from edc_nb.exchange.package import LAYOUTS
+assert all(recipe(name).hash for name in RECIPES) and not len(LAYOUTS)
+assert not {'torch', 'numpy', 'pandas'} & set(sys.modules), sorted(sys.modules)
+'''
+    subprocess.run([sys.executable, '-c', code], check=True, env=edc_environment(), timeout=60)
+
+
+# --- layouts
+
+def test_a_layout_is_its_writer_and_needs_a_reader_to_be_read():
+    from edc_nb.exchange import layouts  # registers those of this library
+    assert LAYOUTS['folder'] is layouts.write_folder and LAYOUTS.needs('folder').read is layouts.read_folder
+    assert LAYOUTS.names(labeled=True) == ['huggingface'] and all(LAYOUTS.needs(n).about for n in LAYOUTS)
+
+    def names(package, folder):
+        pass
+    said(lambda: register_layout('folder', None, 'mine')(names), "layout 'folder'", 'built in', 'replace=True')
+    register_layout('names', None, 'mine')(names)
+    assert LAYOUTS['names'] is names and LAYOUTS.needs('names').read is None
+    LAYOUTS.remove('names')

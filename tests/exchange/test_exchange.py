@@ -21,7 +21,7 @@ from edc_nb.data.images import Dataset, ImageSet
 from edc_nb.data.known import NORMALIZATIONS
 from edc_nb.data.open import open_dataset
 from edc_nb.exchange import layouts
-from edc_nb.exchange.package import LAYOUTS, Layout, Package, match_classes, register_layout
+from edc_nb.exchange.package import LAYOUTS, Package, match_classes, register_layout
 from edc_nb.exchange.transfer import export_condensed, import_condensed, stored_seeds
 from edc_nb.recipes.registry import recipe
 from edc_nb.run.folder import condense, load_condensed
@@ -331,12 +331,32 @@ def test_numbers_that_may_be_two_classes_are_refused():
 
 # ---- the registry
 
-def test_a_layouts_name_is_taken_once(monkeypatch):
-    monkeypatch.delitem(LAYOUTS, 'rethinkdc')      # whatever is registered here is undone
-    register_layout('rethinkdc', None, 'first')(print)
-    refused(lambda: register_layout('rethinkdc', None, 'second'), "'rethinkdc'", 'replace=True')
-    register_layout('rethinkdc', None, 'second', replace=True)(print)
-    assert LAYOUTS['rethinkdc'] == Layout(print, None, 'second')
+def test_a_layouts_name_is_taken_once():
+    built_in = LAYOUTS['rethinkdc']
+
+    def mine(p, folder):
+        (folder / 'mine').touch()
+    refused(lambda: register_layout('rethinkdc', None, 'mine')(mine), "'rethinkdc'", 'replace=True')
+    assert LAYOUTS['rethinkdc'] is built_in
+    register_layout('rethinkdc', None, 'mine', replace=True)(mine)
+    try:
+        assert LAYOUTS['rethinkdc'] is mine and LAYOUTS.needs('rethinkdc').about == 'mine'
+    finally:
+        LAYOUTS.remove('rethinkdc')
+    assert LAYOUTS['rethinkdc'] is built_in
+
+
+def test_a_layout_without_a_reader_is_written_and_not_read(run, tmp_path):
+    c, _, root = run
+
+    def names(p, folder):
+        (folder / 'names').write_text(' '.join(p.classes))
+    register_layout('names', None, 'the classes')(names)
+    try:
+        assert (export_condensed(c, tmp_path / 'set', 'names') / 'names').read_text() == ' '.join(c.classes)
+        refused(lambda: import_condensed(tmp_path / 'set', data=root, out=tmp_path / 'back'), 'names', 'written')
+    finally:
+        LAYOUTS.remove('names')
 
 
 # ---- refused
@@ -464,7 +484,7 @@ def test_only_own_exports_are_replaced(run, tmp_path):
 
 
 @pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), EdcError('half-way'), KeyboardInterrupt()])
-def test_an_export_that_fails_half_way_leaves_what_was_there(run, tmp_path, error, monkeypatch):
+def test_an_export_that_fails_half_way_leaves_what_was_there(run, tmp_path, error):
     c, _, _ = run
     export_condensed(c, tmp_path / 'set')
     before = tree(tmp_path)
@@ -473,10 +493,13 @@ def test_an_export_that_fails_half_way_leaves_what_was_there(run, tmp_path, erro
         (folder / 'images').mkdir()
         (folder / 'images' / 'a.png').write_bytes(b'half')
         raise error
-    monkeypatch.setitem(LAYOUTS, 'half', Layout(half, None, 'fails'))
-    for place in ('set', 'new'):
-        with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else EdcError):
-            export_condensed(c, tmp_path / place, 'half')
+    register_layout('half', None, 'fails')(half)
+    try:
+        for place in ('set', 'new'):
+            with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else EdcError):
+                export_condensed(c, tmp_path / place, 'half')
+    finally:
+        LAYOUTS.remove('half')
     assert tree(tmp_path) == before and [p.name for p in tmp_path.iterdir()] == ['set']
 
 
@@ -486,9 +509,9 @@ def test_a_killed_export_leaves_nothing_under_the_name_and_is_swept_up(run, tmp_
             "from edc_nb.exchange.transfer import LAYOUTS, export_condensed\n"
             "from edc_nb.run.folder import load_condensed\n"
             f"c = load_condensed({str(c.out)!r}, progress=False)\n"
-            "write = LAYOUTS['folder'].write\n"
+            "write = LAYOUTS['folder']\n"
             "def die(p, folder): write(p, folder); os.kill(os.getpid(), 9)\n"
-            "LAYOUTS['folder'].write = die\n"
+            "LAYOUTS.register('folder', die, replace=True)\n"
             f"export_condensed(c, {str(tmp_path / 'set')!r})")
     python(code, returncode=-9)
     assert not (tmp_path / 'set').exists() and len(list(tmp_path.iterdir())) == 1

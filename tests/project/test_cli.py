@@ -18,7 +18,7 @@ from PIL import Image
 from edc_nb.cli import app
 from edc_nb.core.settings import Recipe, setting_names
 from edc_nb.paper.tables import paper, table_names
-from edc_nb.recipes.registry import RECIPES
+from edc_nb.recipes.registry import RECIPES, register_recipe
 from edc_nb.run.ledger import load_measurement
 from kit import edc_environment, one_sentence, sets
 
@@ -75,6 +75,17 @@ def test_recipes_lists_every_recipe_with_a_sentence(here):
     code, out, _ = here('recipes')
     rows = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert code == 0 and set(rows) == set(RECIPES) and all(len(about.split()) > 3 for about in rows.values())
+
+
+def test_a_recipe_of_ones_own_is_listed_and_printed(here):
+    @register_recipe('mine', about='of ten iterations and no more')
+    def mine(base, ipc):
+        return {'synthesize.iterations': 10}
+    try:
+        assert 'mine               of ten iterations and no more\n' in here('recipes')[1]
+        assert yaml.safe_load(here('recipes', 'mine', '--yaml')[1])['synthesize']['iterations'] == 10
+    finally:
+        RECIPES.remove('mine')
 
 
 @pytest.mark.parametrize('name', list(RECIPES))
