@@ -52,7 +52,7 @@ def features(
         raise EdcError(f"{name} does not end in a linear layer, so it gives no features; take another network")
     return seen[-1].flatten(1).float()
 
-# %% ../../nbs/reference/helpers.ipynb #aa9cb7da
+# %% ../../nbs/reference/helpers.ipynb #151a57c2
 def batch_norms(
     model:nn.Module,     # a network
 ) -> list:

@@ -51,7 +51,7 @@ def stream(
         yield from zip(views.split(batch_size), labels.split(batch_size))
         at += len(labels)
 
-# %% ../../nbs/2_stages/03_squeeze.ipynb #15db0a2f
+# %% ../../nbs/2_stages/03_squeeze.ipynb #3ca212c1
 class _Training: # the state of one observer's training
     def __init__(self, name, dataset, settings, seed, run):
         pretrained = settings.start == 'pretrained'
@@ -99,7 +99,7 @@ def _epoch(training, epochs, bar, checkpoint): # the rest of an epoch
     bar.set_postfix(epoch=t.epoch, loss=f"{t.curve[-1]:.3f}")
     checkpoint.save(t.state)
 
-# %% ../../nbs/2_stages/03_squeeze.ipynb #c5a8d0ec
+# %% ../../nbs/2_stages/03_squeeze.ipynb #3bab43de
 def train_observer(
     name:str,                    # architecture, see `model_names`
     dataset,                     # a `Dataset`
@@ -147,6 +147,6 @@ def check_teacher(
     reached = accuracy(model, dataset, run)
     if reached < card['test_accuracy'] - tolerance:
         raise EdcError(f"observer {name} reaches {reached:.1%} on {dataset.name}, its card says "
-                       f"{card['test_accuracy']:.1%}: its class order, normalisation or data differ; retrain it or "
+                       f"{card['test_accuracy']:.1%}: its class order, normalization or data differ; retrain it or "
                        f"fix the class order")
     return reached
