@@ -37,7 +37,7 @@ def _observer_gaps(observer, images, classes, weights, dataset, run): # means, v
     with eval_mode(observer.model):
         parts = zip(*(observer.taps(x)[1:] for x in _views(images, dataset, run)))
         moments = [torch.cat(part).double() for part in parts]
-    targets, segment, n = observer.matcher.t, observer.matcher.segment, len(observer.taps.sizes)
+    targets, segment, n = observer.matcher.targets, observer.matcher.segment, len(observer.taps.sizes)
     def norms(x): return x.new_zeros(len(x), n).index_add(1, segment, x.square()).sqrt()
     pairs = (targets.mean, targets.class_mean), (targets.var, targets.class_var)
     wanted = [torch.cat([whole[None], by_class[classes]]).double() for whole, by_class in pairs]

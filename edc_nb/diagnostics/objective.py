@@ -28,7 +28,7 @@ def _network_and_taps(observer, dtype): # the observer's own, or copies that com
     return model, taps
 
 def _own_matcher(observer, labels, settings, dtype): # without running average, for these labels
-    theirs, device = observer.matcher.t, labels.device
+    theirs, device = observer.matcher.targets, labels.device
     moved = [t.to(device, dtype) for t in (theirs.mean, theirs.var, theirs.class_mean, theirs.class_var)]
     matcher = Matcher(Targets(*moved, theirs.sizes), observer.taps.layout, replace(settings, stat_ema=0.), device)
     matcher.start(labels)

@@ -23,20 +23,22 @@ from .initialize import Initial
 from .synthesize import Outcome, register_synthesis
 
 # %% ../../nbs/2_stages/07_bilevel.ipynb #ac3bdd9b
-def _affine(x, m): # bilinear, zeros outside; m [n,2,2] takes a pixel's (column, row), seen from the centre, to where it looks
+def _affine(x, m): # bilinear, zeros outside; m [n, 2, 2]: (column, row) of a pixel, from the center, -> where it looks
     (n, c, h, w), m = x.shape, m[:, :, :, None, None]
     X, Y = torch.arange(w, device=x.device) - (w - 1) / 2, torch.arange(h, device=x.device)[:, None] - (h - 1) / 2
-    col, row = m[:, 0, 0] * X + m[:, 0, 1] * Y + (w - 1) / 2, m[:, 1, 0] * X + m[:, 1, 1] * Y + (h - 1) / 2
+    col = m[:, 0, 0] * X + m[:, 0, 1] * Y + (w - 1) / 2
+    row = m[:, 1, 0] * X + m[:, 1, 1] * Y + (h - 1) / 2
     flat, out = x.flatten(2), 0
-    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):      # the four neighbors of the place
         r, k = row.floor() + i, col.floor() + j
-        weight = (1 - (row - r).abs()) * (1 - (col - k).abs()) * ((r >= 0) & (r < h) & (k >= 0) & (k < w))
+        inside = (r >= 0) & (r < h) & (k >= 0) & (k < w)
+        weight = (1 - (row - r).abs()) * (1 - (col - k).abs()) * inside
         at = (r.clamp(0, h - 1) * w + k.clamp(0, w - 1)).long().view(n, 1, -1).expand(-1, c, -1)
         out = out + weight[:, None] * flat.gather(2, at).view_as(x)
     return out
 
 # %% ../../nbs/2_stages/07_bilevel.ipynb #2a6664d2
-def _colour(x, u):
+def _color(x, u):
     brightness, saturation, contrast = u.T[:, :, None, None, None]
     x = x + brightness - .5
     x = x.mean(1, keepdim=True).lerp(x, 2 * saturation)
@@ -56,6 +58,7 @@ def _cutout(x, u):
     rows, cols = ((i >= low) & (i < low + side)).unbind(1)
     return x.masked_fill((rows[:, :, None] & cols[:, None])[:, None], 0)
 
+# %% ../../nbs/2_stages/07_bilevel.ipynb #4537687c
 def _flip(x, u): return torch.where(u[:, 0, None, None, None] < .5, x.flip(3), x)
 
 def _scale(x, u): return _affine(x, torch.diag_embed(u[:, :2] * (1.2 - 1 / 1.2) + 1 / 1.2))
@@ -64,7 +67,7 @@ def _rotate(x, u):
     a = (2 * u[:, 0] - 1) * math.radians(15)
     return _affine(x, torch.stack([a.cos(), -a.sin(), a.sin(), a.cos()], 1).view(-1, 2, 2))
 
-STRATEGIES = dict(colour=_colour, crop=_shift, cutout=_cutout, flip=_flip, scale=_scale, rotate=_rotate)
+STRATEGIES = dict(color=_color, crop=_shift, cutout=_cutout, flip=_flip, scale=_scale, rotate=_rotate)
 
 # %% ../../nbs/2_stages/07_bilevel.ipynb #d2d4d58d
 @dataclass(frozen=True)
@@ -73,22 +76,31 @@ class SiameseDraws:
     strategy:str           # a name in `STRATEGIES`
     u:torch.Tensor         # [groups, 3], from 0 to 1
 
+    def part(self,
+        groups:slice,      # some of the groups
+    ):
+        "The draws of these groups alone."
+        return SiameseDraws(self.strategy, self.u[groups])
+
 def draw_siamese(
     groups:int,                  # how many sets of numbers
     generator:torch.Generator,   # CPU generator
     flip:float=0.5,              # 0 leaves mirroring out
 ) -> SiameseDraws:
     "One random strategy with random numbers for each group (DSA, Zhao & Bilen 2021)."
-    names = [n for n in STRATEGIES if n != 'flip' or flip > 0]
-    return SiameseDraws(names[torch.randint(len(names), (), generator=generator)], torch.rand(groups, 3, generator=generator))
+    names = [name for name in STRATEGIES if name != 'flip' or flip > 0]
+    strategy = names[torch.randint(len(names), (), generator=generator)]
+    return SiameseDraws(strategy, torch.rand(groups, 3, generator=generator))
 
+# %% ../../nbs/2_stages/07_bilevel.ipynb #df93f1f9
 def siamese(
     x:torch.Tensor,              # images [groups * n, 3, S, S], group after group
     draws:SiameseDraws,          # drawn for the groups; None leaves the images as they are
 ) -> torch.Tensor:
     "The images `[groups * n, 3, S, S]` transformed, all images of a group alike; gradients flow back."
     if draws is None: return x
-    return STRATEGIES[draws.strategy](x, draws.u.to(x).repeat_interleave(len(x) // len(draws.u), 0))
+    u = draws.u.to(x).repeat_interleave(len(x) // len(draws.u), 0)
+    return STRATEGIES[draws.strategy](x, u)
 
 # %% ../../nbs/2_stages/07_bilevel.ipynb #b496922e
 def mean_gap(
@@ -99,39 +111,46 @@ def mean_gap(
     return (real.mean(1) - synthetic.mean(1)).square().sum()
 
 # %% ../../nbs/2_stages/07_bilevel.ipynb #6b35fb3b
-class _Images: # images [C, IPC, 3, S, S] under optimisation, and their momentum
-    def __init__(self, x, dataset, b):
-        self.x, self.b = x.unflatten(0, (dataset.num_classes, -1)).clone(), b
+class _ClassImages: # images `x` [C, IPC, 3, S, S] under optimization, and their velocity `v`
+    def __init__(self, images, dataset, bilevel):
+        self.x, self.bilevel = images.unflatten(0, (dataset.num_classes, -1)).clone(), bilevel
         self.v = torch.zeros_like(self.x)
-        self.low, self.high = (dataset.normalize(torch.full((3, 1, 1), v, device=x.device)) for v in (0., 1.))
+        black, white = (torch.full((3, 1, 1), v, device=images.device) for v in (0., 1.))
+        self.low, self.high = dataset.normalize(black), dataset.normalize(white)
 
     def flat(self): return self.x.flatten(0, 1).clone()
 
-    def move(self, grad):
-        self.v.mul_(self.b.momentum).add_(grad)
-        self.x.sub_(self.v, alpha=self.b.lr).clamp_(self.low, self.high)
+    def move(self, gradient):
+        self.v.mul_(self.bilevel.momentum).add_(gradient)
+        self.x.sub_(self.v, alpha=self.bilevel.lr).clamp_(self.low, self.high)
 
 def _real_index(dataset, n, gen): # [C, n'] random training images of each class, as many as the smallest class allows
-    return sample_per_class(dataset.train.labels, min(n, *map(len, dataset.by_class)), gen).view(dataset.num_classes, -1)
+    most = min(map(len, dataset.by_class))
+    return sample_per_class(dataset.train.labels, min(n, most), gen).view(dataset.num_classes, -1)
 
-def _real(dataset, index, run): # normalised images, in the order of the flattened index
+def _real(dataset, index, run): # normalized images, in the order of the flattened index
     return dataset.normalize(dataset.train.batch(index.flatten()).to(run.device))
 
+def _drawn(groups, settings, bilevel, gen): # siamese augmentation, or None
+    return draw_siamese(groups, gen, settings.flip) if bilevel.siamese else None
+
 # %% ../../nbs/2_stages/07_bilevel.ipynb #ecb0e311
-def _dm_iteration(images, net, dataset, s, b, gen, run, pixels=2**22): # moves the images once; returns the loss
-    C, ipc = images.x.shape[:2]
-    index, u = _real_index(dataset, b.real_batch, gen), draw_siamese(C, gen, s.flip) if b.siamese else None
-    grad, total = torch.empty_like(images.x), torch.zeros((), device=run.device)
-    per = max(1, pixels // (index.shape[1] * images.x[0, 0].numel()))
-    for here in (slice(c, c + per) for c in range(0, C, per)):
-        d, x = u and SiameseDraws(u.strategy, u.u[here]), images.x[here].detach().requires_grad_()
+def _dm_iteration(images, net, dataset, settings, bilevel, gen, run, pixels=2**22): # one move; returns the loss
+    classes, ipc = images.x.shape[:2]
+    index = _real_index(dataset, bilevel.real_batch, gen)
+    draws = _drawn(classes, settings, bilevel, gen)
+    gradient, total = torch.empty_like(images.x), torch.zeros((), device=run.device)
+    per_pass = max(1, pixels // (index.shape[1] * images.x[0, 0].numel()))
+    for first in range(0, classes, per_pass):
+        here = slice(first, first + per_pass)
+        x, alike = images.x[here].detach().requires_grad_(), draws and draws.part(here)
         with run.autocast():
-            with torch.no_grad(): f = features(net, siamese(_real(dataset, index[here], run), d))
-            g = features(net, siamese(x.flatten(0, 1), d))
-        loss = mean_gap(f.unflatten(0, (len(x), -1)), g.unflatten(0, (len(x), ipc)))
-        grad[here], = torch.autograd.grad(loss, x)
+            with torch.no_grad(): real = features(net, siamese(_real(dataset, index[here], run), alike))
+            synthetic = features(net, siamese(x.flatten(0, 1), alike))
+        loss = mean_gap(real.unflatten(0, (len(x), -1)), synthetic.unflatten(0, (len(x), ipc)))
+        gradient[here], = torch.autograd.grad(loss, x)
         total += loss.detach()
-    images.move(grad)
+    images.move(gradient)
     return total
 
 # %% ../../nbs/2_stages/07_bilevel.ipynb #5efb4e9b
@@ -139,69 +158,109 @@ def gradient_distance(
     a,         # gradients, a tensor per layer with its output channels first
     b,         # others of the same shapes
 ) -> torch.Tensor:
-    "One minus the cosine of corresponding rows, summed over rows and layers, 1-D tensors left out: a scalar (DC, Zhao et al. 2021, Eq. 10)."
-    return sum((1 - F.cosine_similarity(g.flatten(1), h.flatten(1), dim=1, eps=1e-6)).sum() for g, h in zip(a, b) if g.dim() > 1)
+    """One minus the cosine of corresponding rows, summed over rows and layers: a scalar (DC, Zhao et al. 2021, Eq. 10).
 
-def _gradient(net, x, label, create_graph=False): # of the loss on images of one class, with respect to matrices and kernels
+    1-D tensors are left out."""
+    pairs = [(g.flatten(1), h.flatten(1)) for g, h in zip(a, b) if g.dim() > 1]
+    return sum((1 - F.cosine_similarity(g, h, dim=1, eps=1e-6)).sum() for g, h in pairs)
+
+def _gradient(net, x, label, create_graph=False): # of the loss on images of one class, by matrices and kernels
     loss = F.cross_entropy(net(x), torch.full((len(x),), label, device=x.device))
-    return torch.autograd.grad(loss, [p for p in net.parameters() if p.dim() > 1], create_graph=create_graph)
+    weights = [p for p in net.parameters() if p.dim() > 1]
+    return torch.autograd.grad(loss, weights, create_graph=create_graph)
 
 # %% ../../nbs/2_stages/07_bilevel.ipynb #a1751e45
 def _hold_batch_norm(net, dataset, gen, run, per_class=16): # batch norm keeps the statistics of a mixed real batch
-    bns = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not bns: return
-    for m in bns: m.reset_running_stats(); m.momentum = None
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not norms: return
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None      # a plain mean of what it is shown: one batch
     with torch.no_grad(): net(_real(dataset, _real_index(dataset, per_class, gen), run))
-    for m in bns: m.eval()
+    for m in norms: m.eval()
 
-def _train(net, opt, images, s, b, gen): # on the synthetic images as they are now
+def _train_network(net, optimizer, images, settings, bilevel, gen): # on the synthetic images as they are now
     x = images.flat()
     y = torch.arange(len(images.x), device=x.device).repeat_interleave(images.x.shape[1])
     net.train()
-    for _ in range(b.inner_steps):
+    for _ in range(bilevel.inner_steps):
         for part in torch.randperm(len(x), generator=gen).to(x.device).split(256):
-            views = siamese(x[part], draw_siamese(len(part), gen, s.flip) if b.siamese else None)
-            opt.zero_grad(); F.cross_entropy(net(views), y[part]).backward(); opt.step()
+            views = siamese(x[part], _drawn(len(part), settings, bilevel, gen))
+            optimizer.zero_grad()
+            F.cross_entropy(net(views), y[part]).backward()
+            optimizer.step()
 
-def _dc_iteration(images, net, dataset, s, b, gen, run): # moves the images `outer_steps` times; returns the mean loss
-    opt = torch.optim.SGD(net.parameters(), lr=b.network_lr, momentum=.5)
-    total = torch.zeros((), device=run.device)
-    for k in range(b.outer_steps):
-        if k: _train(net, opt, images, s, b, gen)
+# %% ../../nbs/2_stages/07_bilevel.ipynb #5ca5f010
+def _match_gradients(images, net, dataset, settings, bilevel, gen, run): # one move; returns the classes' losses
+    index = _real_index(dataset, bilevel.real_batch, gen)
+    draws = _drawn(len(images.x), settings, bilevel, gen)
+    gradient, losses = torch.empty_like(images.x), []
+    for c in range(len(images.x)):
+        x, alike = images.x[c].detach().requires_grad_(), draws and draws.part(slice(c, c + 1))
+        target = _gradient(net, siamese(_real(dataset, index[c], run), alike), c)
+        loss = gradient_distance(target, _gradient(net, siamese(x, alike), c, create_graph=True))
+        gradient[c], = torch.autograd.grad(loss, x)
+        losses.append(loss.detach())
+    images.move(gradient)
+    return losses
+
+def _dc_iteration(images, net, dataset, settings, bilevel, gen, run): # `outer_steps` moves; returns the mean loss
+    optimizer, losses = torch.optim.SGD(net.parameters(), lr=bilevel.network_lr, momentum=.5), []
+    for k in range(bilevel.outer_steps):
+        if k: _train_network(net, optimizer, images, settings, bilevel, gen)
         _hold_batch_norm(net, dataset, gen, run)
-        index, u = _real_index(dataset, b.real_batch, gen), draw_siamese(len(images.x), gen, s.flip) if b.siamese else None
-        grad = torch.empty_like(images.x)
-        for c in range(len(images.x)):
-            d, x = u and SiameseDraws(u.strategy, u.u[c:c+1]), images.x[c].detach().requires_grad_()
-            target = _gradient(net, siamese(_real(dataset, index[c], run), d), c)
-            loss = gradient_distance(target, _gradient(net, siamese(x, d), c, create_graph=True))
-            grad[c], = torch.autograd.grad(loss, x)
-            total += loss.detach()
-        images.move(grad)
-    return total / b.outer_steps
+        losses += _match_gradients(images, net, dataset, settings, bilevel, gen, run)
+    return sum(losses) / bilevel.outer_steps
+
+# %% ../../nbs/2_stages/07_bilevel.ipynb #d3c5bdbc
+class _Progress: # images, snapshots and the losses of the iterations done
+    def __init__(self, images, settings):
+        self.images, self.losses = images, []
+        self.snapshots = {it: images.flat() for it in settings.snapshots if it <= settings.iterations}
+
+    def state(self):
+        return dict(x=self.images.x, v=self.images.v, snapshots=self.snapshots, losses=torch.stack(self.losses),
+                    turn=len(self.losses))
+
+    def load_state(self, state):
+        self.images.x, self.images.v, self.snapshots = state['x'], state['v'], state['snapshots']
+        self.losses = list(state['losses'])
+
+    def look(self, name, network, bar): # check the last losses, and the images as if they were the next one
+        recent = torch.stack([*self.losses[-25:], self.images.x.sum()])
+        first = len(self.losses) + 1 - len(recent)
+        check_finite(recent, f"synthesize ({name} with {network})", first,
+                     advice='try a smaller bilevel.lr, or precision fp32')
+        bar.set_postfix(loss=f"{recent[-2].item():.4g}")
+
+    def outcome(self, network, iterations):
+        history = torch.zeros(iterations, 7)
+        history[:, 1], history[:, 4] = torch.arange(iterations), torch.stack(self.losses).cpu()
+        return Outcome(self.images.flat(), list(history), [network], self.snapshots)
 
 # %% ../../nbs/2_stages/07_bilevel.ipynb #e010a2f7
-def _optimise(name, iteration, initial, dataset, s, b, seed, run, checkpoint, watch): # the loop of both methods
-    if ':' not in b.network: one_of('bilevel.network', b.network, model_names())
-    images, losses = _Images(initial.images.to(run.device), dataset, b), []
-    snapshots = {it: images.flat() for it in s.snapshots if it <= s.iterations}
-    if d := checkpoint.load(run.device): images.x, images.v, snapshots, losses = d['x'], d['v'], d['snapshots'], list(d['losses'])
-    def state(): return dict(x=images.x, v=images.v, snapshots=snapshots, losses=torch.stack(losses), turn=len(losses))
-    with run.bar(None, name, total=s.iterations, initial=len(losses)) as bar:
-        for t in range(len(losses), s.iterations):
-            net = to_device(build_model(b.network, dataset.num_classes, dataset.size, seed=seed_for(seed, name, 'network', t)), run).train()
-            with seeded(seed, name, 'dropout', t, device=run.device): losses.append(iteration(images, net, dataset, s, b, generator(seed, name, t), run))
+def _network(bilevel, dataset, seed, name, t, run): # the one of iteration t
+    net = build_model(bilevel.network, dataset.num_classes, dataset.size, seed=seed_for(seed, name, 'network', t))
+    return to_device(net, run).train()
+
+def _optimize(name, iteration, initial, dataset, settings, bilevel, seed, run, checkpoint, watch): # of both methods
+    network, iterations = bilevel.network, settings.iterations
+    if ':' not in network: one_of('bilevel.network', network, model_names())
+    images = _ClassImages(initial.images.to(run.device), dataset, bilevel)
+    progress = _Progress(images, settings)
+    if unfinished := checkpoint.load(run.device): progress.load_state(unfinished)
+    done = len(progress.losses)
+    with run.bar(None, name, total=iterations, initial=done) as bar:
+        for t in range(done, iterations):
+            net, gen = _network(bilevel, dataset, seed, name, t, run), generator(seed, name, t)
+            with seeded(seed, name, 'dropout', t, device=run.device):
+                progress.losses.append(iteration(images, net, dataset, settings, bilevel, gen, run))
             bar.update()
-            if t + 1 in snapshots: snapshots[t + 1] = images.flat()
+            if t + 1 in progress.snapshots: progress.snapshots[t + 1] = images.flat()
             if watch: watch(0, t, images.flat(), net)
-            if (t + 1) % 25 == 0 or t + 1 == s.iterations:
-                recent = torch.stack([*losses[-25:], images.x.sum()])        # the images themselves count as the next step
-                check_finite(recent, f"synthesize ({name} with {b.network})", t + 2 - len(recent), advice='try a smaller bilevel.lr, or precision fp32')
-                bar.set_postfix(loss=f"{recent[-2].item():.4g}")
-            if t + 1 < s.iterations: checkpoint.save(state)
-    history = torch.zeros(s.iterations, 7)
-    history[:, 1], history[:, 4] = torch.arange(s.iterations), torch.stack(losses).cpu()
-    return Outcome(images.flat(), list(history), [b.network], snapshots)
+            if (t + 1) % 25 == 0 or t + 1 == iterations: progress.look(name, network, bar)
+            if t + 1 < iterations: checkpoint.save(progress.state)
+    return progress.outcome(network, iterations)
 
 # %% ../../nbs/2_stages/07_bilevel.ipynb #77cc6b9d
 @register_synthesis('dm')
@@ -209,31 +268,37 @@ def match_distributions(
     initial:Initial,                 # where the images start, class-major
     observers:list,                  # not used: networks are drawn
     dataset,                         # the real images
-    s:SynthesizeSettings,            # iterations (networks drawn), snapshots, flip (0 leaves mirroring out)
-    m:MatchingSettings,              # not used here
+    settings:SynthesizeSettings,     # iterations (networks drawn), snapshots, flip (0 leaves mirroring out)
+    matching:MatchingSettings,       # not used here
     bilevel:BilevelSettings,         # network, real batch, learning rate, siamese augmentation
     *,
     seed:int,                        # decides networks, real batches and augmentation
     run:Runtime,                     # where to compute
     checkpoint:Checkpoint,           # where to keep unfinished work
-    watch=None,                      # called as `watch(0, iteration, images, network)` after each iteration; must not change them
+    watch=None,                      # called as `watch(0, iteration, images, network)` after each iteration
 ) -> Outcome:
-    "Match the mean features of each class under random networks (DM, Zhao & Bilen 2023). An unknown network and a loss that is not finite raise `EdcError`."
-    return _optimise('dm', _dm_iteration, initial, dataset, s, bilevel, seed, run, checkpoint, watch)
+    """Images whose mean features per class are matched under random networks (DM, Zhao & Bilen 2023).
 
+    `watch` must not change what it gets. `EdcError` for an unknown network, and for a loss that is not finite."""
+    return _optimize('dm', _dm_iteration, initial, dataset, settings, bilevel, seed, run, checkpoint, watch)
+
+# %% ../../nbs/2_stages/07_bilevel.ipynb #b5076d8c
 @register_synthesis('dc')
 def match_gradients(
     initial:Initial,                 # where the images start, class-major
     observers:list,                  # not used: networks are drawn
     dataset,                         # the real images
-    s:SynthesizeSettings,            # iterations (networks drawn), snapshots, flip (0 leaves mirroring out)
-    m:MatchingSettings,              # not used here
+    settings:SynthesizeSettings,     # iterations (networks drawn), snapshots, flip (0 leaves mirroring out)
+    matching:MatchingSettings,       # not used here
     bilevel:BilevelSettings,         # network, real batch, learning rates, steps, siamese augmentation
     *,
     seed:int,                        # decides networks, real batches, order and augmentation
     run:Runtime,                     # where to compute; gradients are matched in fp32 whatever the precision
     checkpoint:Checkpoint,           # where to keep unfinished work, between iterations
-    watch=None,                      # called as `watch(0, iteration, images, network)` after each iteration; must not change them
+    watch=None,                      # called as `watch(0, iteration, images, network)` after each iteration
 ) -> Outcome:
-    "Match the gradients that each class causes along the training of random networks (DC, Zhao et al. 2021; with `siamese` DSA, Zhao & Bilen 2021). An unknown network and a loss that is not finite raise `EdcError`."
-    return _optimise('dc', _dc_iteration, initial, dataset, s, bilevel, seed, run, checkpoint, watch)
+    """Images whose gradients are matched along the training of random networks (DC, Zhao et al. 2021).
+
+    With `siamese` it is DSA (Zhao & Bilen 2021). `watch` must not change what it gets. `EdcError` for an unknown
+    network, and for a loss that is not finite."""
+    return _optimize('dc', _dc_iteration, initial, dataset, settings, bilevel, seed, run, checkpoint, watch)

@@ -38,7 +38,7 @@ from edc_nb.stages.matching import collect_statistics
 from edc_nb.stages.relabel import Labels, Teachers, ViewStream, make_labels
 from edc_nb.stages.squeeze import stream, train_views
 from edc_nb.stages.students import LOSSES, Average, _groups, _student_epoch, recalibrate, student_batches
-from edc_nb.stages.synthesize import Observer, _Batch
+from edc_nb.stages.synthesize import ImageOptimizer, Observer
 
 EDC = recipe('edc', 'cifar10')
 # the authors' mathematics
@@ -302,11 +302,11 @@ class Bench:
             def contender(r):
                 o = Observer(n, model, self.stats[n], 32, r.matching)
                 o.matcher.start(labels)
-                return o, _Batch(x, labels, self.data, r.synthesize, r.matching, self.run)
+                return o, ImageOptimizer(x, labels, self.data, r.synthesize, r.matching, self.run)
             (same, a), (edc, b), theirs, c = contender(SAME), contender(EDC), self.theirs[n], _AuthorsSynthesis(x,
                 labels, self.data)
             for h in theirs.hooks: h.average = [0.] * len(h.average)
-            losses = a._total(*a._losses(same, leaf, lambda v: v, None)), theirs.loss(leaf, labels)
+            losses = a.total(a.losses(same, leaf, lambda v: v, None)), theirs.loss(leaf, labels)
             self.agree(f'{n}, loss', *losses)
             self.agree(f'{n}, gradient', *(torch.autograd.grad(loss, leaf)[0] for loss in losses))
             steps = {'plain': lambda t: torch.autograd.grad(F.cross_entropy(model(leaf), labels), leaf),

@@ -60,25 +60,26 @@ def test_gaps_of_whole_feature_maps(made, gen):
     df = statistic_gaps(x, y, observers, d)
     assert set(df['class']) == {'all', *(str(d.classes[c]) for c in y.unique().tolist())}
     for o in observers:
-        seen, net, cuts = {}, o.model, np.cumsum([0, *o.taps.sizes])
+        seen, net = {}, o.model
         hooks = [m.register_forward_pre_hook(lambda m, a, n=n: seen.__setitem__(n, a[0].detach().double())) for n,
                  m in net.named_modules()]
         with torch.no_grad():
             net(d.normalize(x))
         for h in hooks:
             h.remove()
-        for (tap, module, _, what, n), lo in zip(o.taps.layout, cuts):
+        for segment in o.taps.layout:
+            module, what, columns = segment.module, segment.what, segment.columns
             if what != 'channel':
                 continue
             for c in [None, *y.unique().tolist()]:
                 f = seen[module] if c is None else seen[module][y == c]
-                t = o.matcher.t
+                t = o.matcher.targets
                 m, v = (t.mean, t.var) if c is None else (t.class_mean[c], t.class_var[c])
-                want = [(a - b[lo:lo + n]).norm().item() for a, b in zip(naive(f), (m, v))]
+                want = [(a - b[columns]).norm().item() for a, b in zip(naive(f), (m, v))]
                 row = df[(df.observer == o.name) & (df.module == module) & (df.what == what) & (
                     df['class'] == ('all' if c is None else str(d.classes[c])))]
                 assert len(row) == 1
-                scale = m[lo:lo + n].norm().item() + v[lo:lo + n].norm().item()
+                scale = m[columns].norm().item() + v[columns].norm().item()
                 for got, w in zip((row['mean'].item(), row.variance.item(), row.relative.item()),
                                   (*want, sum(want) / scale)):
                     assert got == pytest.approx(w, rel=2e-3, abs=2e-4), (o.name, module, c, SEED)
@@ -91,7 +92,7 @@ def test_gaps_add_up_to_the_matching_loss(made):
     x = d.normalize(c.images.float() / 255)
     for o in observers:
         for alpha in (1., 0.):
-            matcher = Matcher(o.matcher.t, o.taps.layout, MatchingSettings(alpha=alpha, first_multiplier=1.))
+            matcher = Matcher(o.matcher.targets, o.taps.layout, MatchingSettings(alpha=alpha, first_multiplier=1.))
             matcher.start(c.labels)
             with torch.no_grad():
                 loss = matcher(*o.taps(x)[1:], freeze=True).item()
@@ -214,7 +215,8 @@ def test_looking_changes_nothing(made):
 
     def state():
         t = [t for o in observers for t in (*o.model.state_dict().values(), *o.matcher.state().values(),
-                                            *(v for v in vars(o.matcher.t).values() if isinstance(v, torch.Tensor)))]
+                                            *(v for v in vars(o.matcher.targets).values()
+                                              if isinstance(v, torch.Tensor)))]
         return [bytes_hash(v) for v in (*t, c.images, c.labels, d.train.images, d.train.labels,
                                         torch.get_rng_state())] + [m.training for o in observers
                                             for m in o.model.modules()]
@@ -350,9 +352,9 @@ def test_cuda_agrees(made):
     cpu = statistic_gaps(c.images, c.labels, observers[1:2], d)
     o = observers[1]
     moved = Observer(o.name, o.model.to('cuda'), c.chain.statistics(o.name), 8, c.recipe.matching)
-    for k, v in vars(moved.matcher.t).items():
+    for k, v in vars(moved.matcher.targets).items():
         if isinstance(v, torch.Tensor):
-            setattr(moved.matcher.t, k, v.to('cuda'))
+            setattr(moved.matcher.targets, k, v.to('cuda'))
     gpu = statistic_gaps(c.images, c.labels, [moved], d, run=run)
     np.testing.assert_allclose(gpu.relative, cpu.relative, rtol=2e-2, atol=1e-3)
     o.model.to('cpu')

@@ -473,7 +473,7 @@ def test_a_perfect_match_has_no_loss_and_a_finite_gradient():
 def test_batch_norm_taps_alone():
     d, model = digits(32), exact('wrn16_2', 32)
     taps = Taps(model, 32, MatchingSettings(taps='bn'))
-    assert {kind for _, _, kind, _, _ in taps.layout} == {'bn'} and {what for *_, what, _ in taps.layout} == {'channel'}
+    assert {(segment.layer, segment.what) for segment in taps.layout} == {('bn', 'channel')}
     x = synthetic(d, LABELS)
     _, mean, var = taps(x)
     bn = [f for kind, _, f in maps(model, x) if kind == 'bn']
