@@ -40,7 +40,7 @@ class Initial(Artefact):
         "What `write` wrote."
         return Initial(**load_tensors(path, device)[0])
 
-# %% ../../nbs/2_stages/05_initialize.ipynb #00ac30ee
+# %% ../../nbs/2_stages/05_initialize.ipynb #ff047f4f
 INITIALIZATIONS = Registry('initialize.method', needs_observer=False, check=None, imported=False)
 
 def register_initialization(
@@ -195,7 +195,7 @@ def _coreset(choose, dataset, settings, ipc, run, observers, checkpoint): # the 
     images = dataset.normalize(dataset.train.batch(index).to(run.device))
     return _initial(images, dataset, ipc, run, index[:, None])
 
-# %% ../../nbs/2_stages/05_initialize.ipynb #fb1535f3
+# %% ../../nbs/2_stages/05_initialize.ipynb #08c8f9de
 @register_initialization('herding', needs_observer=True, check=_enough_images)
 def from_herding(
     dataset,                      # a `Dataset`
@@ -246,7 +246,7 @@ def _square_boxes(n, size, scale, gen): # RDED's crops: area uniform, ratio 1
     corner = (torch.rand(n, 2, generator=gen) * (size - side + 1)[:, None]).floor()
     return torch.cat([corner, side[:, None], side[:, None]], 1)
 
-# %% ../../nbs/2_stages/05_initialize.ipynb #4bee6e0b
+# %% ../../nbs/2_stages/05_initialize.ipynb #e349b745
 def mosaic(
     tiles:torch.Tensor,   # [n * f * f, 3, s, s]
     f:int,                # tiles per side
@@ -279,7 +279,7 @@ def _class_mosaics(dataset, settings, ipc, c, seed, run, observer): # `(images, 
     best = _best(losses, settings.crops, need)
     return mosaic(crops[best], f), chosen[(best // settings.crops).cpu()].view(ipc, f * f)
 
-# %% ../../nbs/2_stages/05_initialize.ipynb #8db9bcb1
+# %% ../../nbs/2_stages/05_initialize.ipynb #7c1f20a6
 @register_initialization('rded', needs_observer=True, check=_tiles_fit)
 def from_rded(
     dataset,                      # a `Dataset`
