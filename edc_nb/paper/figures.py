@@ -9,6 +9,7 @@ __all__ = ['PRIOR', 'GRIDS', 'FIGURES', 'Sheet', 'sheet_of_run', 'sheet_of_start
            'figure_6', 'figure']
 
 # %% ../../nbs/6_paper/figures.ipynb #16b9fcff
+import base64
 import dataclasses
 import functools
 import io
@@ -270,8 +271,10 @@ def _png(fig): # the picture as bytes, with a palette
 def _figure_class(): # a Figure whose picture in a notebook is that of `_png`
     from matplotlib.figure import Figure
     class Shown(Figure):
-        def _repr_mimebundle_(self, include=None, exclude=None):
-            return {'image/png': _png(self), 'text/plain': repr(self)}
+        def _ipython_display_(self): # the one method that goes before what notebooks know of figures
+            from IPython.display import display
+            picture = base64.b64encode(_png(self)).decode()
+            display({'image/png': picture, 'text/plain': repr(self)}, raw=True)
     return Shown
 
 def _drawing(size, shape=None, **how): # (figure, axes) in the library's look, which no window holds
@@ -356,9 +359,8 @@ def _printed_configurations():
     return df.assign(config=list('ABCDEFG'), accuracy=df.top1, sd=None, students=None, time=df.synthesis_hours,
                      unit='hours', data='imagenet1k', classes=1000)[_COLUMNS]
 
-def _records_of(row, files): # of a row's recipe, one per data and seeds; a later record replaces an earlier one
-    records = [r for file in files for r in Ledger(file).records()] if row.recipe else []
-    own = [r for r in records if r.get('recipe_hash') == row.recipe.hash]
+def _records_of(row, records): # of a row's recipe, one per data and seeds; a later record replaces an earlier one
+    own = [r for r in records if row.recipe and r.get('recipe_hash') == row.recipe.hash]
     return list({(r.get('data_hash'), r.get('chain_seed'), r.get('seed')): r for r in own}.values())
 
 def _configuration(letter, records):
@@ -381,7 +383,8 @@ def configurations(
     one_of('scale', scale, ('paper', *SCALES))
     if scale == 'paper': return _printed_configurations()
     files = ledger_files(_results() if ledger is None else ledger)
-    ours = [_records_of(row, files) for row in rows('figure1', scale, dataset)]
+    records = [record for file in files for record in Ledger(file).records()]
+    ours = [_records_of(row, records) for row in rows('figure1', scale, dataset)]
     return pd.DataFrame([_configuration(*pair) for pair in zip('ABCDEFG', ours)], columns=_COLUMNS)
 
 # %% ../../nbs/6_paper/figures.ipynb #92473ed8

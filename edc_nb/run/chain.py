@@ -8,6 +8,7 @@ __all__ = ['Costs', 'Card', 'Accuracy', 'Chain']
 # %% ../../nbs/4_run/04_chain.ipynb #c3f57a1e
 from dataclasses import dataclass, field, replace
 
+import edc_nb.stages.bilevel  # noqa: F401  registers DM and DC
 from ..core.files import Artefact, Store, read_json, write_json
 from ..core.runtime import Meter, Runtime
 from ..core.settings import EdcError, Recipe, for_labels

@@ -6,6 +6,8 @@
 __all__ = ['check_recipe']
 
 # %% ../../nbs/4_run/02_checks.ipynb #19327be8
+import edc_nb.run.imported  # noqa: F401  registers the initialization of imported images
+import edc_nb.stages.bilevel  # noqa: F401  registers DM and DC
 from ..core.settings import Recipe
 from ..data.augment import check_views
 from ..data.images import Dataset

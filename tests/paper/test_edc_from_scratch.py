@@ -17,16 +17,24 @@ import torch.nn.functional as F
 from edc_nb.core.files import Checkpoint, Store
 from edc_nb.core.runtime import Runtime, generator
 from edc_nb.core.settings import (
-    AugmentSettings, DataSettings, EvaluateSettings, InitializeSettings, MatchingSettings, RelabelSettings,
-    SqueezeSettings, SynthesizeSettings
+    AugmentSettings,
+    DataSettings,
+    EvaluateSettings,
+    InitializeSettings,
+    MatchingSettings,
+    RelabelSettings,
+    SqueezeSettings,
+    SynthesizeSettings,
 )
 from edc_nb.data.augment import augment, crop_resize, draw, draw_crop
 from edc_nb.data.images import Dataset, ImageSet
 from edc_nb.data.open import open_dataset
+from edc_nb.models import weights  # its `build_model` is replaced, and that of two stages
 from edc_nb.models.registry import build_model
 from edc_nb.recipes.registry import recipe
 from edc_nb.run.chain import Chain
-from edc_nb.stages import squeeze as squeeze_stage, students as student_stage     # their `build_model` is replaced
+from edc_nb.stages import squeeze as squeeze_stage
+from edc_nb.stages import students as student_stage
 from edc_nb.stages.initialize import initialize
 from edc_nb.stages.matching import collect_statistics, make_targets
 from edc_nb.stages.relabel import Labels, Teachers, ViewStream, make_labels
@@ -73,8 +81,8 @@ def exact(monkeypatch):
         torch.set_default_dtype(torch.float64)
         return net
     monkeypatch.setattr(torch.Tensor, 'float', torch.Tensor.double)
-    for stage in (squeeze_stage, student_stage):
-        monkeypatch.setattr(stage, 'build_model', build)
+    for module in (squeeze_stage, student_stage, weights):
+        monkeypatch.setattr(module, 'build_model', build)
     torch.set_default_dtype(torch.float64)
     yield build
     torch.set_default_dtype(torch.float32)
@@ -288,14 +296,11 @@ def test_initial_images_of_rded(exact, candidates):
 
 # ---- synthesis
 
-@pytest.mark.parametrize('labels', [
-    [0, 0, 1, 1, 2, 2, 3, 3],
-    [3, 1, 3, 0, 3, 1, 0, 3]], ids=['balanced', 'unbalanced, without class 2'])
-def test_losses_and_gradients_of_every_iteration(exact, labels):
+def check_iterations(build, labels, tol):
     "Both sides see the same images, iteration after iteration; each keeps its own running averages."
     size, y, settings = 18, torch.tensor(labels), SynthesizeSettings()
     dataset, data = dataset_and_data(size)
-    theirs, ours = observers_of_both(networks(exact, OBSERVERS, size), OBSERVERS, dataset, data)
+    theirs, ours = observers_of_both(networks(build, OBSERVERS, size), OBSERVERS, dataset, data)
     gen, memories = torch.Generator().manual_seed(SEED), [{} for _ in ours]
     x = scratch.normalize(pictures(len(y), size, gen), data)
     average = x + .1
@@ -315,9 +320,26 @@ def test_losses_and_gradients_of_every_iteration(exact, labels):
         matching = scratch.matching_loss(seen, targets, y, memories[k])
         here = F.cross_entropy(z, y), matching, scratch.flatness_loss(z, slow)
         for a, b in zip(here, library):
-            close(a.detach(), b.detach(), 1e-9)
-            close(*(torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in (a, b)), 1e-8)
+            close(a.detach(), b.detach(), tol)
+            close(*(torch.autograd.grad(loss, x, retain_graph=True)[0] for loss in (a, b)), 10 * tol)
         x = x.detach()
+
+
+LABELS = pytest.mark.parametrize('labels', [
+    [0, 0, 1, 1, 2, 2, 3, 3],
+    [3, 1, 3, 0, 3, 1, 0, 3]], ids=['balanced', 'unbalanced, without class 2'])
+
+
+@LABELS
+def test_losses_and_gradients_of_every_iteration(exact, labels):
+    check_iterations(exact, labels, 1e-9)
+
+
+@LABELS
+def test_losses_and_gradients_of_every_iteration_in_single_precision(labels):
+    """One iteration rounds little. Seventy-five are no test in single precision: where a gradient is nearly zero, Adam
+    turns its last digit into a step. Started from images with other last digits, the library differs from itself."""
+    check_iterations(build_model, labels, 1e-5)
 
 
 def library_images(initial, observers, dataset, watch=None):
@@ -344,19 +366,6 @@ def test_images_after_75_iterations(exact, size):
     dataset, data = dataset_and_data(size)
     observers = observers_of_both(networks(exact, OBSERVERS, size), OBSERVERS, dataset, data)
     check_images(3, *observers, dataset, data)
-
-
-def test_images_in_single_precision_differ_by_rounding():
-    "By less than a hundredth of their way, and a tenth of a level. A change of the start's last digit does as much."
-    dataset, data = dataset_and_data(16)
-    theirs, ours = observers_of_both(networks(build_model, OBSERVERS, 16), OBSERVERS, dataset, data)
-    out = library_images(initialize(dataset, InitializeSettings(), 3, seed=SEED), theirs, dataset)
-    start, y = scratch.real_images(data, 3, SEED)
-    x, _ = scratch.synthesize(start, y, ours, data, SEED)
-    assert (x - out.images).abs().mean() < .01 * (x - start).abs().mean()
-    levels = (scratch.to_bytes(x, data).int() - to_bytes(out.images, dataset).int()).abs().double()
-    print(f'{(levels > 0).double().mean():.3%} of the bytes differ, by {levels.max()} at most')
-    assert levels.mean() < .1 and (levels > 0).double().mean() < .1
 
 
 # ---- labels and students
@@ -412,25 +421,26 @@ def test_schedules(name, epochs):
 
 # ---- the whole
 
-def test_the_whole_chain_of_the_recipe(tmp_path, monkeypatch):
-    "`edc` beside `Chain`: single precision, RandAugment and half-precision labels, as in a run."
+def test_the_whole_chain_of_the_recipe(exact, tmp_path, monkeypatch):
+    "`edc` beside `Chain`, from untrained networks to the student; RandAugment, which mixes precisions, is off."
     dataset, data = dataset_and_data(16)
     names, student = ('convnet_w32', 'convnet_d1'), 'convnet_d2'
     r = recipe('edc', 'cifar10', ipc=3).replace({
         'squeeze.epochs': 1, 'synthesize.observers': names, 'relabel.observers': names, 'evaluate.student': student,
-        'evaluate.epochs': 6, 'evaluate.checks': 1, 'evaluate.ema_rate': .5})
+        'augment.randaugment': 0, 'evaluate.epochs': 6, 'evaluate.checks': 1, 'evaluate.ema_rate': .5})
     chain = Chain(r, dataset, Store(tmp_path), seed=SEED)
-    synthetic, (result, _) = chain.synthetic(), chain.student(SEED)
+    synthetic, (result, theirs) = chain.synthetic(), chain.student(SEED)
 
     squeeze = scratch.squeeze
     monkeypatch.setattr(scratch, 'squeeze', lambda *args: squeeze(*args, epochs=1))
-    nets = {name: build_model(name, CLASSES, 16, seed=SEED) for name in (*names, student)}
+    nets = {name: exact(name, CLASSES, 16, seed=SEED) for name in (*names, student)}
     learner = nets.pop(student)
-    images, (average, losses) = scratch.edc(data, nets, learner, ipc=3, seed=SEED, epochs=6, rate=.5)
-    assert (images != synthetic.images).double().mean() < .1      # rounding, see above
-    close(losses, result.losses, .05)      # an epoch is one step
+    images, (average, losses) = scratch.edc(data, nets, learner, ipc=3, seed=SEED, epochs=6, rate=.5, ops=0)
+    print(type(theirs), (images != synthetic.images).sum(), losses, result.losses)
+    assert images.equal(synthetic.images)
+    close(losses, result.losses, 1e-6)      # an epoch is one step
     test = dataset.test
-    assert abs(scratch.accuracy(average, test.images, test.labels, data) - result.last) <= .1      # two of twenty
+    assert scratch.accuracy(average, test.images, test.labels, data) == pytest.approx(result.last)
 
 
 @pytest.mark.full
