@@ -94,7 +94,7 @@ def dist_loss(
     p, q = (F.softmax(v / settings.temperature, 1) for v in (z, batch.soft))
     return (1 - _pearson(p, q)).mean() + (1 - _pearson(p.T, q.T)).mean()
 
-# %% ../../nbs/2_stages/10_students.ipynb #dccdc3bd
+# %% ../../nbs/2_stages/10_students.ipynb #9bb20dca
 @register_loss('soft_ce')
 def soft_ce_loss(
     z:torch.Tensor,               # the student's logits [B, C]
@@ -150,7 +150,7 @@ class Average:
             t.copy_(m)
             m.copy_(kept)
 
-# %% ../../nbs/2_stages/10_students.ipynb #d2f7d1b9
+# %% ../../nbs/2_stages/10_students.ipynb #40addde0
 @torch.no_grad()
 def recalibrate(
     model:nn.Module,    # its batch-norm buffers are computed anew
@@ -166,7 +166,7 @@ def recalibrate(
     for x in views: model(x)
     for m, momentum in zip(layers, kept): m.momentum = momentum
 
-# %% ../../nbs/2_stages/10_students.ipynb #dd9dc572
+# %% ../../nbs/2_stages/10_students.ipynb #36dbbff4
 def ema_share(
     rate:float,      # of the moving average
     steps:int,       # how many steps it takes
@@ -242,7 +242,7 @@ class TrainedStudent(Artefact):
         d = read_json(folder / 'result.json')
         return TrainedStudent(None, StudentResult(**d | dict(curve={int(k): v for k, v in d['curve'].items()})))
 
-# %% ../../nbs/2_stages/10_students.ipynb #e213b42c
+# %% ../../nbs/2_stages/10_students.ipynb #e9df5753
 def _parts(batch, k): # of nearly equal size, with their share of the batch
     for i in torch.arange(len(batch.hard), device=batch.hard.device).chunk(k):
         part = slice(i[0], i[-1] + 1)
@@ -264,7 +264,7 @@ def _gradient(model, average, loss_fn, batch, s, run): # leaves the gradient in 
         total = total + loss.detach() * share
     return total
 
-# %% ../../nbs/2_stages/10_students.ipynb #ed010b97
+# %% ../../nbs/2_stages/10_students.ipynb #87d1bc8e
 def _ascend(model, average, loss_fn, batch, s, run): # SAM: from here to the worst point nearby, its gradient, and back
     params = [p for p in model.parameters() if p.grad is not None]
     grads = [p.grad for p in params]
@@ -285,7 +285,7 @@ def _student_epoch(model, opt, average, loss_fn, batches, s, run): # one pass; l
         if average: average.update()
     return torch.stack(losses)
 
-# %% ../../nbs/2_stages/10_students.ipynb #7895f21f
+# %% ../../nbs/2_stages/10_students.ipynb #0dea6cde
 def _views(stream, epoch): return (v for _, views, _, _ in stream.chunks(epoch) for v in views.split(stream.batch_size))
 
 def _averaged_accuracy(model, average, stream, epoch, dataset, s, run): # the raw student is as before
@@ -305,7 +305,7 @@ def _groups(model, s): # no weight decay on biases and norms
     for p in model.parameters(): split[p.dim() <= 1].append(p)
     return [dict(params=split[0], weight_decay=s.weight_decay), dict(params=split[1], weight_decay=0.)]
 
-# %% ../../nbs/2_stages/10_students.ipynb #badebf75
+# %% ../../nbs/2_stages/10_students.ipynb #7ad0624a
 class _Training: # the state of one student's training
     def __init__(self, stream, labels, dataset, settings, seed, run):
         self.stream, self.labels, self.dataset, self.settings = stream, labels, dataset, settings
@@ -348,7 +348,7 @@ class _Training: # the state of one student's training
         self.curve[self.epoch] = _averaged_accuracy(self.model, self.average, self.stream, self.epoch - 1, self.dataset,
                                                     self.settings, self.run)
 
-# %% ../../nbs/2_stages/10_students.ipynb #49a63222
+# %% ../../nbs/2_stages/10_students.ipynb #7c1e4634
 def _finish(training): # the evaluated student in eval mode, and its result
     t, settings = training, training.settings
     if t.average:
@@ -364,7 +364,7 @@ def _check_labels(settings, labels):
         raise EdcError(f"evaluate.epochs: got {settings.epochs}, but labels are stored for {labels.store.epochs} "
                        f"epochs; accepted: at most that, or relabel")
 
-# %% ../../nbs/2_stages/10_students.ipynb #327db734
+# %% ../../nbs/2_stages/10_students.ipynb #8d989cf8
 def train_student(
     stream:ViewStream,               # views of the condensed set
     labels:Labels,                   # its soft labels
