@@ -19,9 +19,9 @@ from ..core.plotting import add_legend, new_axes
 from ..core.runtime import generator, seed_for
 from ..core.settings import EdcError, content_hash, one_of
 from ..data.images import Dataset
-from .guards import batch_norms, calibrate, check_normalized_images
+from .guards import calibrate, check_normalized_images
 from .study import condensed_sets, edc_at, line_styles, open_study
-from ..models.helpers import to_device
+from ..models.helpers import batch_norms, to_device
 from ..models.registry import build_model
 from ..stages.relabel import Teachers
 

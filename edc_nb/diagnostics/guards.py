@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_finite_rows', 'check_labels', 'check_images', 'check_normalized_images', 'eval_mode', 'undisturbed',
-           'batch_norms', 'calibrate']
+           'calibrate']
 
 # %% ../../nbs/5_study/07_guards.ipynb #51c6cbe0
 import contextlib
@@ -103,12 +103,6 @@ def undisturbed(
     with torch.random.fork_rng(cuda), torch.enable_grad(), torch.autocast(device.type, enabled=False): yield
 
 # %% ../../nbs/5_study/07_guards.ipynb #3a1fc4ba
-def batch_norms(
-    model:nn.Module,     # a network
-) -> list:
-    "Its batch-norm layers."
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
 def calibrate(
     net:nn.Module,     # its batch-norm buffers are replaced
     views,             # batches of normalized images

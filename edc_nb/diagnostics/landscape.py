@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from ..core.plotting import COLORS, add_legend, new_axes
 from ..core.runtime import generator
 from ..core.settings import EdcError, content_hash, one_of
-from .guards import batch_norms, calibrate, check_normalized_images
+from .guards import calibrate, check_normalized_images
 from .study import condensed_sets, edc_at, line_styles, open_study, trained_student
+from ..models.helpers import batch_norms
 from ..stages.relabel import Teachers
 
 # %% ../../nbs/5_study/16_landscape.ipynb #09695062

@@ -7,9 +7,11 @@ __all__ = ['conv_bn', 'Residual', 'ShuffleUnit', 'resnet', 'mobilenet_v2', 'shuf
            'vgg11_bn']
 
 # %% ../../nbs/reference/architectures.ipynb #0f244b56
-import torch
 from collections import OrderedDict
+
+import torch
 from torch import nn
+
 from ..core.settings import EdcError
 
 # %% ../../nbs/reference/architectures.ipynb #3ef01ff5
@@ -21,13 +23,15 @@ def conv_bn(
     groups:int=1,    # groups of channels; `cin` makes it depthwise
     relu:bool=True,  # end with a ReLU
 ) -> nn.Sequential:
-    "Convolution without bias, batch norm and (perhaps) ReLU; `(N, cin, H, W)` to `(N, cout, ceil(H/stride), ceil(W/stride))`."
+    """Convolution without bias, batch norm and, unless `relu` is false, a ReLU.
+
+    `(N, cin, H, W)` to `(N, cout, ceil(H/stride), ceil(W/stride))`."""
     conv = nn.Conv2d(cin, cout, kernel, stride, kernel//2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(cout), *[nn.ReLU(inplace=True)]*relu)
 
 # %% ../../nbs/reference/architectures.ipynb #cbc53f11
 class Residual(nn.Module):
-    "`body(x) + shortcut(x)`, perhaps followed by a ReLU; any shape that both branches agree on."
+    "`body(x) + shortcut(x)`, followed by a ReLU where asked; any shape that both branches agree on."
     def __init__(self,
         body:nn.Module,           # the branch that learns
         shortcut:nn.Module=None,  # the other branch; the identity if left out
@@ -64,8 +68,8 @@ def _net(stem, stages, **rest): # stem, stage1, stage2, ... and the rest, by nam
 # %% ../../nbs/reference/architectures.ipynb #f7a59053
 def _residual_block(cin, c, stride, bottleneck):
     cout = 4*c if bottleneck else c
-    body = ([conv_bn(cin, c, 1), conv_bn(c, c, 3, stride), conv_bn(c, cout, 1, relu=False)] if bottleneck else
-            [conv_bn(cin, c, 3, stride), conv_bn(c, c, relu=False)])
+    if bottleneck: body = [conv_bn(cin, c, 1), conv_bn(c, c, 3, stride), conv_bn(c, cout, 1, relu=False)]
+    else: body = [conv_bn(cin, c, 3, stride), conv_bn(c, c, relu=False)]
     shortcut = conv_bn(cin, cout, 1, stride, relu=False) if stride != 1 or cin != cout else None
     return Residual(nn.Sequential(*body), shortcut, relu=True)
 
@@ -78,7 +82,9 @@ def resnet(
     cin, stages = 64, []
     for c, n, stride in zip((64, 128, 256, 512), depths, (1, 2, 2, 2)):
         cout, blocks = 4*c if bottleneck else c, []
-        for s in (stride, *[1]*(n-1)): blocks.append(_residual_block(cin, c, s, bottleneck)); cin = cout
+        for s in (stride, *[1]*(n-1)):
+            blocks.append(_residual_block(cin, c, s, bottleneck))
+            cin = cout
         stages.append(nn.Sequential(*blocks))
     net = _net(conv_bn(3, 64), stages, head=_head(cin, num_classes))
     for m in net.modules():
@@ -86,6 +92,15 @@ def resnet(
     return net
 
 # %% ../../nbs/reference/architectures.ipynb #32d96fe0
+_MOBILENET = (      # widening, channels, blocks, stride of the first block
+    (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+def _inverted_block(cin, cout, widen, stride):
+    wide = widen*cin
+    body = nn.Sequential(conv_bn(cin, wide, 1), conv_bn(wide, wide, 3, stride, groups=wide),
+                         conv_bn(wide, cout, 1, relu=False))
+    return Residual(body) if stride == 1 and cin == cout else body
+
 def mobilenet_v2(
     num_classes:int,       # classes
     width:float=0.5,       # multiplies the channels, the last 1280 excepted
@@ -93,19 +108,21 @@ def mobilenet_v2(
     "MobileNet-V2 for small images, stem of stride 2; `(N, 3, H, W)` to `(N, num_classes)`."
     cin, stages = int(32*width), []
     stem = conv_bn(3, cin, stride=2)
-    for t, c, n, stride in ((1,16,1,1), (6,24,2,1), (6,32,3,2), (6,64,4,2), (6,96,3,1), (6,160,3,2), (6,320,1,1)):
+    for widen, c, n, stride in _MOBILENET:
         cout, blocks = int(c*width), []
         for s in (stride, *[1]*(n-1)):
-            body = nn.Sequential(conv_bn(cin, t*cin, 1), conv_bn(t*cin, t*cin, 3, s, groups=t*cin), conv_bn(t*cin, cout, 1, relu=False))
-            blocks.append(Residual(body) if s == 1 and cin == cout else body); cin = cout
+            blocks.append(_inverted_block(cin, cout, widen, s))
+            cin = cout
         stages.append(nn.Sequential(*blocks))
     return _net(stem, stages, last=conv_bn(cin, 1280, 1), head=_head(1280, num_classes))
 
 # %% ../../nbs/reference/architectures.ipynb #3161e3c2
 def _shuffle_unit(cin, cout, down):
     half, stride = cout//2, 2 if down else 1
-    left = nn.Sequential(conv_bn(cin, cin, 3, 2, groups=cin, relu=False), conv_bn(cin, half, 1)) if down else nn.Identity()
-    right = nn.Sequential(conv_bn(cin if down else half, half, 1), conv_bn(half, half, 3, stride, groups=half, relu=False), conv_bn(half, half, 1))
+    left = nn.Identity()
+    if down: left = nn.Sequential(conv_bn(cin, cin, 3, 2, groups=cin, relu=False), conv_bn(cin, half, 1))
+    right = nn.Sequential(conv_bn(cin if down else half, half, 1),
+                          conv_bn(half, half, 3, stride, groups=half, relu=False), conv_bn(half, half, 1))
     return ShuffleUnit(left, right, split=not down)
 
 def shufflenet_v2(
@@ -113,7 +130,7 @@ def shufflenet_v2(
     widths:tuple=(24, 48, 96, 192),   # channels of the stem and of the three stages
     last:int=1024,                    # channels before the classifier
 ) -> nn.Sequential:
-    "ShuffleNet-V2 for small images, x0.5 unless told; `(N, 3, H, W)` to `(N, num_classes)`."
+    "ShuffleNet-V2 for small images, x0.5 by default; `(N, 3, H, W)` to `(N, num_classes)`."
     stages = [nn.Sequential(*[_shuffle_unit(cin if i == 0 else c, c, i == 0) for i in range(n)])
               for cin, c, n in zip(widths, widths[1:], (4, 8, 4))]
     return _net(conv_bn(3, widths[0], 1), stages, last=conv_bn(widths[-1], last, 1), head=_head(last, num_classes))
@@ -131,12 +148,12 @@ def wide_resnet(
     depth:int=16,        # layers, 6n + 4
     widen:int=2,         # multiplies the widths 16, 32, 64
 ) -> nn.Sequential:
-    "Wide ResNet with pre-activation (WRN-16-2 unless told); `(N, 3, H, W)` to `(N, num_classes)`."
+    "Wide ResNet with pre-activation (WRN-16-2 by default); `(N, 3, H, W)` to `(N, num_classes)`."
     widths, n = (16, 16*widen, 32*widen, 64*widen), (depth - 4)//6
     stages = [nn.Sequential(_preact_block(cin, c, s), *[_preact_block(c, c, 1) for _ in range(n-1)])
               for cin, c, s in zip(widths, widths[1:], (1, 2, 2))]
-    last = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True))
-    return _net(nn.Conv2d(3, 16, 3, 1, 1, bias=False), stages, last=last, head=_head(widths[-1], num_classes))
+    stem, last = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True))
+    return _net(stem, stages, last=last, head=_head(widths[-1], num_classes))
 
 # %% ../../nbs/reference/architectures.ipynb #8f505e24
 def convnet(
@@ -145,11 +162,13 @@ def convnet(
     width:int=128,     # channels of every block
     depth:int=3,       # blocks; each halves the side
 ) -> nn.Sequential:
-    "ConvNet with instance norm; `(N, 3, size, size)` to `(N, num_classes)`. Raises `EdcError` if the map would vanish."
+    """ConvNet with instance norm; `(N, 3, size, size)` to `(N, num_classes)`.
+
+    Raises `EdcError` if the map would vanish."""
     side = size // 2**depth
     if side < 1: raise EdcError(f"a ConvNet of depth {depth} needs images of at least {2**depth} pixels, got {size}")
-    blocks = [nn.Sequential(nn.Conv2d(width if i else 3, width, 3, padding=1), nn.GroupNorm(width, width), nn.ReLU(inplace=True), nn.AvgPool2d(2))
-              for i in range(depth)]
+    blocks = [nn.Sequential(nn.Conv2d(width if i else 3, width, 3, padding=1), nn.GroupNorm(width, width),
+                            nn.ReLU(inplace=True), nn.AvgPool2d(2)) for i in range(depth)]
     return _net(blocks[0], blocks[1:], head=nn.Sequential(nn.Flatten(), nn.Linear(width*side*side, num_classes)))
 
 # %% ../../nbs/reference/architectures.ipynb #07cd8199
@@ -174,5 +193,7 @@ def vgg11_bn(
         for c in widths:
             layers += [nn.Conv2d(cin, c, 3, padding=1), nn.BatchNorm2d(c), nn.ReLU(inplace=True)]
             cin = c
-        if side > 1: layers.append(nn.MaxPool2d(2)); side //= 2
+        if side > 1:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
     return nn.Sequential(*layers, _head(cin, num_classes))

@@ -12,17 +12,18 @@ import copy
 import difflib
 import functools
 import re
-import torch
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 from torch import nn
-from torchvision import models as tv
+
+from ..core.plotting import COLORS, add_legend, new_axes
 from ..core.registry import Registry, fingerprint_network, keyed
 from ..core.settings import EdcError, one_of
-from edc_nb.models.architectures import (
-    alexnet, convnet, mobilenet_v2, resnet, shufflenet_v2, vgg11_bn, wide_resnet
-)
+from .architectures import alexnet, convnet, mobilenet_v2, resnet, shufflenet_v2, vgg11_bn, wide_resnet
+from .helpers import batch_norms
 
 # %% ../../nbs/2_stages/02_networks.ipynb #fe1ef3ea
 _paper = dict(
@@ -38,8 +39,12 @@ _paper = dict(
     convnet_d2 = lambda n, size: convnet(n, size, depth=2),
     alexnet = alexnet,
     vgg11_bn = vgg11_bn)
-_torchvision = dict(resnet18='resnet18', resnet50='resnet50', resnet101='resnet101', mobilenet_v2='mobilenet_v2', shufflenet_v2='shufflenet_v2_x0_5',
-    alexnet='alexnet', vgg11_bn='vgg11_bn', shufflenet_v2_x1_0='shufflenet_v2_x1_0', efficientnet_b0='efficientnet_b0', densenet121='densenet121',
+
+# %% ../../nbs/2_stages/02_networks.ipynb #6592a3da
+_torchvision = dict(      # our name -> torchvision's
+    resnet18='resnet18', resnet50='resnet50', resnet101='resnet101',
+    mobilenet_v2='mobilenet_v2', shufflenet_v2='shufflenet_v2_x0_5', alexnet='alexnet', vgg11_bn='vgg11_bn',
+    shufflenet_v2_x1_0='shufflenet_v2_x1_0', efficientnet_b0='efficientnet_b0', densenet121='densenet121',
     wrn50_2='wide_resnet50_2', swin_tiny='swin_t', convnext_tiny='convnext_tiny')
 _timm = dict(deit_tiny='deit_tiny_patch16_224')
 
@@ -47,8 +52,9 @@ MODELS = Registry('model')      # name -> function of (num_classes, size)
 
 def _built_in(name, num_classes, size): return _construct(name, num_classes, size, pretrained=False)
 
-_library = {name: functools.partial(_built_in, name) for name in dict.fromkeys(
-    [*_paper, *_torchvision, *(f'tv_{n}' for n in _torchvision if n in _paper), *_timm])}
+_forced = [f'tv_{name}' for name in _torchvision if name in _paper]
+_library = {name: functools.partial(_built_in, name)
+            for name in dict.fromkeys([*_paper, *_torchvision, *_forced, *_timm])}
 for _name, _build in _library.items(): MODELS.register(_name, _build)
 
 # %% ../../nbs/2_stages/02_networks.ipynb #8ae079d6
@@ -60,7 +66,9 @@ def resolve_name(
     name:str,     # as for `build_model`
     size:int,     # side of the images in pixels
 ) -> tuple:
-    "Whose network it is ('paper', 'torchvision', 'timm', 'mine') and what it is called there; `EdcError` if unknown."
+    """Whose network it is ('paper', 'torchvision', 'timm', 'mine') and what it is called there.
+
+    An unknown name raises `EdcError`."""
     if name in MODELS and MODELS[name] is not _library.get(name): return 'mine', name
     if name in _paper and (size <= 64 or name not in _torchvision): return 'paper', name
     if name in _torchvision: return 'torchvision', _torchvision[name]
@@ -70,7 +78,8 @@ def resolve_name(
     return one_of('model', name, model_names() + ['tv:NAME', 'timm:NAME'])
 
 # %% ../../nbs/2_stages/02_networks.ipynb #19d761b5
-_striding = ('resnet', 'resnext', 'wide_resnet', 'densenet', 'shufflenet', 'mobilenet', 'efficientnet', 'mnasnet', 'regnet')
+_striding = (
+    'resnet', 'resnext', 'wide_resnet', 'densenet', 'shufflenet', 'mobilenet', 'efficientnet', 'mnasnet', 'regnet')
 
 def _small_stem(net): # in place: first convolution 3x3 with stride 1, and no max-pool in the stem
     name, conv = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
@@ -81,53 +90,88 @@ def _small_stem(net): # in place: first convolution 3x3 with stride 1, and no ma
         nn.init.kaiming_normal_(new.weight, mode='fan_out', nonlinearity='relu')
         setattr(net.get_submodule(parent), leaf, new)
     if hasattr(net, 'maxpool'): net.maxpool = nn.Identity()                    # ResNet, ShuffleNet
-    elif hasattr(net, 'features') and hasattr(net.features, 'pool0'): net.features.pool0 = nn.Identity()  # DenseNet
+    elif hasattr(net, 'features') and hasattr(net.features, 'pool0'):          # DenseNet
+        net.features.pool0 = nn.Identity()
+
+# %% ../../nbs/2_stages/02_networks.ipynb #6ac0325b
+def _torchvision_options(key, size): # what `get_model` must be given besides the number of classes
+    if key.startswith('vit_'): return dict(image_size=size)
+    if key.startswith('maxvit'): return dict(input_size=(size, size))
+    if key in ('googlenet', 'inception_v3'): return dict(aux_logits=False, init_weights=True, transform_input=True)
+    return {}
 
 def _from_torchvision(key, num_classes, size):
+    from torchvision import models as tv
     one_of('torchvision model', key, tv.list_models(module=tv))
-    kw = (dict(image_size=size) if key.startswith('vit_') else dict(input_size=(size, size)) if key.startswith('maxvit') else
-          dict(aux_logits=False, init_weights=True, transform_input=True) if key in ('googlenet', 'inception_v3') else {})
-    net = tv.get_model(key, weights=None, num_classes=num_classes, **kw)
+    net = tv.get_model(key, weights=None, num_classes=num_classes, **_torchvision_options(key, size))
     if size < 224 and key.startswith(_striding): _small_stem(net)
     return net
 
 # %% ../../nbs/2_stages/02_networks.ipynb #ac861035
 def _from_timm(key, num_classes, size, pretrained):
-    try: import timm
-    except ImportError: raise EdcError(f"{key} comes from timm, which is not installed: pip install edc_nb[models]") from None
+    try:
+        import timm
+    except ImportError:
+        raise EdcError(f"{key} comes from timm, which is not installed: pip install edc_nb[models]") from None
     if not timm.is_model(key):
         near = difflib.get_close_matches(key, timm.list_models(), n=3)
-        raise EdcError(f"timm has no model {key!r}; " + (f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists what it has"))
-    cfg = timm.get_pretrained_cfg(key)
-    kw = dict(img_size=size) if cfg is not None and cfg.fixed_input_size else {}
-    return timm.create_model(key, pretrained=pretrained, num_classes=num_classes, **kw)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists what it has"
+        raise EdcError(f"timm has no model {key!r}; {hint}")
+    config = timm.get_pretrained_cfg(key)
+    options = dict(img_size=size) if config is not None and config.fixed_input_size else {}
+    return timm.create_model(key, pretrained=pretrained, num_classes=num_classes, **options)
 
 # %% ../../nbs/2_stages/02_networks.ipynb #8d92b4cf
-def _load_published(net, key): # in place: torchvision's IMAGENET1K_V1 wherever the shapes agree
-    published = getattr(tv.get_model_weights(key), 'IMAGENET1K_V1', None)
+def _published_state(key): # (state dict, where it is cached) of torchvision's IMAGENET1K_V1 weights
+    from torchvision.models import get_model_weights
+    published = getattr(get_model_weights(key), 'IMAGENET1K_V1', None)
     if published is None: raise EdcError(f"torchvision publishes no IMAGENET1K_V1 weights for {key}")
     cached = Path(torch.hub.get_dir())/'checkpoints'/published.url.rsplit('/', 1)[-1]
-    try: state = torch.hub.load_state_dict_from_url(published.url, map_location='cpu', progress=False, check_hash=True, weights_only=True)
+    try:
+        state = torch.hub.load_state_dict_from_url(
+            published.url, map_location='cpu', progress=False, check_hash=True, weights_only=True)
     except Exception as e:
-        raise EdcError(f"the ImageNet weights of {key} could neither be downloaded from {published.url} nor read from {cached} "
-                       f"({' '.join(str(e).split())[:100]})") from e
-    if key.startswith('densenet'): # the file is older than the layer names
+        raise EdcError(f"the ImageNet weights of {key} could neither be downloaded from {published.url} nor read "
+                       f"from {cached} ({' '.join(str(e).split())[:100]})") from e
+    if key.startswith('densenet'):      # the file is older than the layer names
         state = {re.sub(r'\.(norm|conv)\.([12])\.', r'.\1\2.', k): v for k, v in state.items()}
+    return state, cached
+
+def _load_published(net, key): # in place: the published weights wherever the shapes agree
+    state, cached = _published_state(key)
     own = {k: v for k, v in net.state_dict().items() if not k.endswith('num_batches_tracked')}
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    if 2*len(fits) < len(own): raise EdcError(f"{cached} holds another network than {key}; delete the file to download it anew")
+    if 2*len(fits) < len(own):
+        raise EdcError(f"{cached} holds another network than {key}; delete the file to download it anew")
     net.load_state_dict(fits, strict=False)
-    fresh = [k for k in own if k not in fits]
-    if fresh: warnings.warn(f"{key}: ImageNet weights loaded, except for {', '.join(fresh)}, which start fresh", stacklevel=3)
+    fresh = ', '.join(k for k in own if k not in fits)
+    if fresh: warnings.warn(f"{key}: ImageNet weights loaded, except for {fresh}, which start fresh", stacklevel=3)
 
 # %% ../../nbs/2_stages/02_networks.ipynb #31d4b5d7
+def _first_words(e): return ' '.join(str(e).split())[:120]
+
 def _try_out(net, name, num_classes, size, device): # two blank images through a copy of the tensors
     tensors = {k: v.detach().to(device, copy=True) for k, v in (*net.named_parameters(), *net.named_buffers())}
+    blank = torch.zeros(2, 3, size, size, device=device)
     try:
-        with torch.no_grad(): out = torch.func.functional_call(net, tensors, torch.zeros(2, 3, size, size, device=device))
-    except Exception as e: raise EdcError(f"{name} cannot take {size}x{size} images ({' '.join(str(e).split())[:120]})") from e
+        with torch.no_grad(): out = torch.func.functional_call(net, tensors, blank)
+    except Exception as e: raise EdcError(f"{name} cannot take {size}x{size} images ({_first_words(e)})") from e
     got = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-    if got != (2, num_classes): raise EdcError(f"{name} gave {got} for two {size}x{size} images, expected a tensor of shape (2, {num_classes})")
+    if got != (2, num_classes):
+        raise EdcError(f"{name} gave {got} for two {size}x{size} images, expected a tensor of shape (2, {num_classes})")
+
+# %% ../../nbs/2_stages/02_networks.ipynb #5350ffe9
+def _foreign(name, source, key, num_classes, size, pretrained): # a network of your own, of torchvision or of timm
+    if source == 'mine':
+        net = MODELS[key](num_classes, size)
+        if isinstance(net, nn.Module): return net
+        raise EdcError(f"{name}: the registered function gave {type(net).__name__}, expected an nn.Module")
+    try:
+        if source == 'torchvision': return _from_torchvision(key, num_classes, size)
+        return _from_timm(key, num_classes, size, pretrained)
+    except EdcError: raise
+    except Exception as e:
+        raise EdcError(f"{name} cannot be built for {size}x{size} images ({_first_words(e)})") from e
 
 def _construct(name, num_classes, size, pretrained):
     source, key = resolve_name(name, size)
@@ -135,13 +179,7 @@ def _construct(name, num_classes, size, pretrained):
         hint = f"; tv_{name} is torchvision's network" if name in _torchvision and source == 'paper' else ''
         raise EdcError(f"there are no published weights for {name} at {size} pixels{hint}")
     if source == 'paper': return _paper[key](num_classes, size)
-    if source == 'mine':
-        net = MODELS[key](num_classes, size)
-        if not isinstance(net, nn.Module): raise EdcError(f"{name}: the registered function gave {type(net).__name__}, expected an nn.Module")
-    else:
-        try: net = _from_torchvision(key, num_classes, size) if source == 'torchvision' else _from_timm(key, num_classes, size, pretrained)
-        except EdcError: raise
-        except Exception as e: raise EdcError(f"{name} cannot be built for {size}x{size} images ({' '.join(str(e).split())[:120]})") from e
+    net = _foreign(name, source, key, num_classes, size, pretrained)
     _try_out(net, name, num_classes, size, 'meta' if source == 'torchvision' else 'cpu')
     if pretrained and source == 'torchvision': _load_published(net, key)
     return net
@@ -154,10 +192,11 @@ def build_model(
     seed:int=0,              # decides the initial weights; the global random state is left alone
     pretrained:bool=False,   # start from published ImageNet weights where the shapes agree
 ) -> nn.Module:
-    """A network that maps normalised images `(N, 3, size, size)` to logits `(N, num_classes)`, in float32 on the CPU, in training mode.
+    """A network from normalized images `(N, 3, size, size)` to logits `(N, num_classes)`.
 
-    Up to 64 pixels the paper's names mean its CIFAR variants, above that torchvision's networks. The result remembers name, classes
-    and size in `.built_as`. Raises `EdcError` for unknown names, sizes a network cannot take, and weights that cannot be had.
+    It is in float32, on the CPU, in training mode, and remembers name, classes and size in `.built_as`. Up to 64
+    pixels the paper's names mean its CIFAR variants, above that torchvision's networks. Raises `EdcError` for unknown
+    names, sizes that a network cannot take, and weights that cannot be had.
     Source: Appendix A.2 and the released code's `models`."""
     for what, given, least in (('num_classes', num_classes, 1), ('size', size, 8)):
         if isinstance(given, bool) or not isinstance(given, int) or given < least:
@@ -174,7 +213,9 @@ def register_model(
     fn=None,              # `fn(num_classes, size) -> nn.Module`; left out, `register_model` is a decorator
     *, replace:bool=False,# allow a built-in name
 ):
-    "Register a network of your own; returns `fn`. A built-in name raises `EdcError` unless `replace=True`; your own may be set anew."
+    """`fn`, registered as a network of your own.
+
+    A built-in name raises `EdcError` unless `replace=True`; your own may be set anew."""
     if fn is None: return lambda f: register_model(name, f, replace=replace)
     if not callable(fn):
         raise EdcError(f"register_model({name!r}): got {type(fn).__name__}, expected a function of (num_classes, size)")
@@ -187,7 +228,9 @@ def check_model_names(
     where:str,     # the setting that holds the names
     names,         # what the user gave
 ):
-    "Look the names up; `EdcError` for an unknown one and for an empty list. `tv:NAME` and `timm:NAME` are tried later."
+    """Look the names up.
+
+    `EdcError` for an unknown one and for an empty list. `tv:NAME` and `timm:NAME` are tried later."""
     if not names: raise EdcError(f"{where}: got an empty list, expected at least one of: {', '.join(MODELS)}")
     for name in names:
         if ':' not in name: one_of(where, name, MODELS)
@@ -200,8 +243,8 @@ class NetworkFacts:
 
     @functools.cached_property
     def batch_norms(self) -> int:
-        "Number of its batch-norm layers."
-        return sum(isinstance(m, nn.BatchNorm2d) for m in self.model.modules())
+        "Number of its batch-norm layers for images."
+        return sum(isinstance(m, nn.BatchNorm2d) for m in batch_norms(self.model))
 
     def accepts(self, size:int) -> bool:
         "Whether it takes images of another size too; some networks end in a layer that fits one size only."
@@ -210,6 +253,7 @@ class NetworkFacts:
         except RuntimeError: return False
         return True
 
+# %% ../../nbs/2_stages/02_networks.ipynb #0858ee98
 def network_facts(
     name:str,          # as for `build_model`
     num_classes:int,   # number of classes
@@ -238,25 +282,29 @@ def count_parameters(
     "Number of trainable parameters."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
+def _multiply_adds(m, out): # of a layer for one image
+    return 0 if getattr(m, 'weight', None) is None or m.weight.ndim < 2 else out[0].numel()*m.weight[0].numel()
+
 def layer_table(
     model:nn.Module,   # any network; it is not changed
     size:int,          # side of the images in pixels
 ):
-    """A DataFrame of the convolution, norm and linear layers in the order in which they run: kind, shape of one image's map before and
-    after, parameters, and multiply-adds (0 for norms; matrix products outside such layers, as in attention, are not counted)."""
+    """A DataFrame of the convolution, norm and linear layers in the order in which they run.
+
+    Columns: kind, shape of one image's map before and after, parameters, and multiply-adds (0 for norms; matrix
+    products outside such layers, as in attention, are not counted)."""
     import pandas as pd
     rows, probe = [], copy.deepcopy(model).eval()
-    def note(name):
-        def hook(m, args, out):
-            cost = 0 if not hasattr(m, 'weight') or m.weight is None or m.weight.ndim < 2 else out[0].numel()*m.weight[0].numel()
-            rows.append((name, type(m).__name__, tuple(args[0].shape[1:]), tuple(out.shape[1:]), sum(p.numel() for p in m.parameters()), cost))
-        return hook
+    def note(name, m, args, out):
+        shapes = tuple(args[0].shape[1:]), tuple(out.shape[1:])
+        rows.append((name, type(m).__name__, *shapes, sum(p.numel() for p in m.parameters()), _multiply_adds(m, out)))
     kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
     for name, m in probe.named_modules():
-        if isinstance(m, kinds): m.register_forward_hook(note(name))
+        if isinstance(m, kinds): m.register_forward_hook(functools.partial(note, name))
     device = next(probe.parameters()).device
     with torch.no_grad(): probe(torch.zeros(1, 3, size, size, device=device))
-    return pd.DataFrame(rows, columns=['layer', 'kind', 'input', 'output', 'parameters', 'multiply-adds']).set_index('layer')
+    columns = ['layer', 'kind', 'input', 'output', 'parameters', 'multiply-adds']
+    return pd.DataFrame(rows, columns=columns).set_index('layer')
 
 # %% ../../nbs/2_stages/02_networks.ipynb #5fb2b30b
 def model_table(
@@ -268,8 +316,10 @@ def model_table(
     import pandas as pd
     rows = []
     for name in names or _paper:
-        t = layer_table(net := build_model(name, num_classes, size).to('meta'), size)
-        rows.append((name, count_parameters(net), *(int((t.kind == k).sum()) for k in ('BatchNorm2d', 'Conv2d')), int(t['multiply-adds'].sum())))
+        net = build_model(name, num_classes, size).to('meta')
+        layers = layer_table(net, size)
+        counts = [int((layers.kind == kind).sum()) for kind in ('BatchNorm2d', 'Conv2d')]
+        rows.append((name, count_parameters(net), *counts, int(layers['multiply-adds'].sum())))
     return pd.DataFrame(rows, columns=['name', 'parameters', 'BN', 'convs', 'multiply-adds']).set_index('name')
 
 # %% ../../nbs/2_stages/02_networks.ipynb #89ed1abe
@@ -278,13 +328,13 @@ def plot_model_costs(
     ax=None,         # matplotlib axes; new ones if left out
 ):
     "Bars of parameters and multiply-adds per network, on one logarithmic axis; returns the axes."
-    import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(6, .32*len(table) + .9), layout='constrained')
+    ax = new_axes(ax, size=(6, .32*len(table) + .9))
     t = table.sort_values('multiply-adds')
-    for i, (column, colour) in enumerate((('multiply-adds', '#0072B2'), ('parameters', '#E69F00'))):
-        ax.barh([y + .2 - .4*i for y in range(len(t))], t[column], height=.38, color=colour, label=column)
-    ax.set(yticks=range(len(t)), yticklabels=t.index, xscale='log', xlim=(t.parameters.min()/2, None), xlabel='count (multiply-adds for one image)')
-    ax.legend(frameon=False, loc='lower right')
+    for i, (column, color) in enumerate((('multiply-adds', COLORS[0]), ('parameters', COLORS[4]))):
+        ax.barh([y + .2 - .4*i for y in range(len(t))], t[column], height=.38, color=color, label=column)
+    ax.set(yticks=range(len(t)), yticklabels=t.index, xscale='log', xlim=(t.parameters.min()/2, None),
+           xlabel='count (multiply-adds for one image)')
+    add_legend(ax, loc='lower right')
     return ax
 
 # %% ../../nbs/2_stages/02_networks.ipynb #3fc0eb42
@@ -293,16 +343,18 @@ def plot_map_sizes(
     size:int=32,       # side of the images in pixels
     ax=None,           # matplotlib axes; new ones if left out
 ):
-    "Side of the map that each convolution makes, from the first to the last, one line per network; returns the axes."
-    import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(6, 2.8), layout='constrained')
+    "Side of the map that each convolution makes, one line per network; returns the axes."
+    ax = new_axes(ax, size=(6, 2.8))
     for i, name in enumerate(names):
-        t = layer_table(build_model(name, 10, size).to('meta'), size)
-        side = [shape[-1] for shape in t.output[t.kind == 'Conv2d']]
+        layers = layer_table(build_model(name, 10, size).to('meta'), size)
+        side = [shape[-1] for shape in layers.output[layers.kind == 'Conv2d']]
         depth = [j/max(1, len(side) - 1) for j in range(len(side))]
-        ax.step(depth, [s*1.05**i for s in side], where='post', marker='o', ms=3, lw=1.5, label=f'{name} ({len(side)})',  # pulled apart: none hides another
-                color=('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')[i % 7], ls=('-', '--')[i//7 % 2])
+        apart = [s*1.05**i for s in side]        # pulled apart: none hides another
+        ax.step(depth, apart, where='post', marker='o', ms=3, lw=1.5, label=f'{name} ({len(side)})',
+                color=COLORS[i % len(COLORS)], ls=('-', '--')[i//len(COLORS) % 2])
     ax.set(xlabel='position of the convolution, first to last', ylabel='map side (pixels)')
-    ax.set_yscale('log', base=2); ax.yaxis.set_major_formatter('{x:g}')
-    ax.legend(frameon=False, title='network (convolutions)', loc='upper left', bbox_to_anchor=(1, 1))
+    ax.set_yscale('log', base=2)
+    ax.yaxis.set_major_formatter('{x:g}')
+    legend = add_legend(ax, title='network (convolutions)', loc='upper left', bbox_to_anchor=(1, 1))
+    legend.get_title().set(fontsize=7.5, color=ax.xaxis.label.get_color())
     return ax

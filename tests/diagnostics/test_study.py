@@ -6,7 +6,7 @@ import torch
 
 from conftest import said
 from edc_nb.core.settings import content_hash
-from edc_nb.diagnostics.guards import batch_norms, calibrate, check_finite_rows
+from edc_nb.diagnostics.guards import calibrate, check_finite_rows
 from edc_nb.diagnostics.hessian_study import hessian_study
 from edc_nb.diagnostics.initializations import initialization_study, start_key, start_recipe
 from edc_nb.diagnostics.study import (
@@ -19,6 +19,7 @@ from edc_nb.diagnostics.study import (
     trained_student,
 )
 from edc_nb.diagnostics.transport import transport_study
+from edc_nb.models.helpers import batch_norms
 from edc_nb.models.registry import build_model
 from edc_nb.stages.initialize import INITIALIZATIONS, from_real, register_initialization
 
