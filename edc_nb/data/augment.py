@@ -10,9 +10,11 @@ __all__ = ['RANDAUGMENT_OPS', 'draw_crop', 'crop_resize', 'randaugment', 'shuffl
 import dataclasses
 import hashlib
 import math
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from dataclasses import dataclass
+
 from ..core.settings import AugmentSettings, EdcError
 
 # %% ../../nbs/2_stages/01_views.ipynb #768ccea1

@@ -16,10 +16,12 @@ import io
 import json
 import re
 import textwrap
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
-from pathlib import Path
+
 from ..core.files import Store, atomic_path, results_folder
 from ..core.plotting import COLORS, INK, STYLE, add_legend, image_rows, new_axes
 from ..core.runtime import generator, make_runtime

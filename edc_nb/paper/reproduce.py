@@ -11,6 +11,7 @@ import textwrap
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+
 from ..core.files import results_folder
 from ..core.plotting import COLORS, INK, add_legend, new_axes
 from ..core.settings import EdcError, Recipe, flat, one_of

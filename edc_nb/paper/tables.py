@@ -8,8 +8,9 @@ __all__ = ['NOTES', 'printed_rows', 'table_names', 'as_text', 'cell_columns', 'p
 # %% ../../nbs/6_paper/tables.ipynb #23852457
 import json
 from functools import lru_cache
-from ..core.settings import one_of
+
 from ..core.files import package_folder
+from ..core.settings import one_of
 
 # %% ../../nbs/6_paper/tables.ipynb #7a3dd43c
 _NAMES = {

@@ -9,8 +9,10 @@ __all__ = ['Mixture', 'random_mixture', 'plot_mixture', 'expect', 'entropy', 'kl
 # %% ../../nbs/6_paper/theory.ipynb #a4867b4e
 import math
 from functools import lru_cache
+
 import numpy as np
 import torch
+
 from ..core.plotting import COLORS, INK, add_legend, new_axes
 from ..core.runtime import generator
 from ..core.settings import EdcError

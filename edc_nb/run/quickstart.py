@@ -8,10 +8,12 @@ __all__ = ['quickstart_recipes', 'regime_table', 'Quickstart', 'train_one', 'con
 # %% ../../nbs/4_run/09_quickstart.ipynb #fa71487b
 import os
 import time
-import torch
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+import torch
+
 from ..core.files import Store, atomic_path
 from ..core.plotting import STYLE, image_rows
 from ..core.runtime import make_runtime, resumable

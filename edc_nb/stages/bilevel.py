@@ -8,10 +8,12 @@ __all__ = ['STRATEGIES', 'SiameseDraws', 'draw_siamese', 'siamese', 'mean_gap', 
 
 # %% ../../nbs/2_stages/07_bilevel.ipynb #2a9b68d3
 import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from dataclasses import dataclass
+
 from ..core.files import Checkpoint
 from ..core.runtime import Runtime, check_finite, generator, seed_for, seeded
 from ..core.settings import BilevelSettings, MatchingSettings, SynthesizeSettings, one_of

@@ -8,10 +8,12 @@ __all__ = ['CLASS_FORMS', 'image_moments', 'Segment', 'Taps', 'pool_moments', 'c
            'per_class_form', 'batch_mean_form', 'per_image_form', 'Matcher', 'statistic_gap']
 
 # %% ../../nbs/2_stages/04_matching.ipynb #ab0f7b69
+from dataclasses import dataclass
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from dataclasses import dataclass
+
 from ..core.files import Artefact, Checkpoint, load_tensors, save_tensors
 from ..core.runtime import Runtime, generator
 from ..core.settings import AugmentSettings, EdcError, MatchingSettings, SqueezeSettings

@@ -11,12 +11,14 @@ __all__ = ['FLATNESS_TERMS', 'GRADIENTS', 'HISTORY', 'SYNTHESES', 'Observer', 'f
 # %% ../../nbs/2_stages/06_synthesize.ipynb #8d504915
 import io
 import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from dataclasses import dataclass, field
-from typing import NamedTuple
+
 from ..core.files import Artefact, Checkpoint, load_tensors, save_tensors
 from ..core.registry import Registry
 from ..core.runtime import Runtime, generator
@@ -276,6 +278,7 @@ def enter_stage(
 # %% ../../nbs/2_stages/06_synthesize.ipynb #0410e25c
 HISTORY = ('batch', 'iteration', 'observer', *Losses._fields)      # columns of a synthesis' history
 
+# %% ../../nbs/2_stages/06_synthesize.ipynb #081da010
 @dataclass
 class Synthetic(Artefact):
     "The condensed images and how they came about."

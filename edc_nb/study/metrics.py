@@ -13,9 +13,9 @@ from pathlib import Path
 from ..core.settings import EdcError
 from ..core.stats import mean_sd
 from ..recipes.base import random_real
+from ..recipes.regimes import HARD_LABELS, PLAIN_VIEWS
 from ..run.folder import Condensed, condense
 from ..run.report import evaluate
-from ..recipes.regimes import HARD_LABELS, PLAIN_VIEWS
 
 # %% ../../nbs/5_study/05_metrics.ipynb #833325f2
 def _within(lo, **given): # every value as a float between lo and 1

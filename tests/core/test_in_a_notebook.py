@@ -13,7 +13,8 @@ def shown(cell):
         shell = InteractiveShell.instance(colors='nocolor')
         shell.run_cell({dedent(cell)!r})
     '''
-    done = subprocess.run([sys.executable, '-c', dedent(program)], env=edc_environment(), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', dedent(program)], env=edc_environment(), capture_output=True,
+                          text=True)
     return [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
 
 

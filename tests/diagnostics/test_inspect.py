@@ -1,5 +1,6 @@
 """Looking at condensed sets: gaps, labels, diversity, neighbours against independent computations; nothing changes by
 being looked at."""
+import dataclasses
 import itertools
 import math
 import random
@@ -29,7 +30,9 @@ from edc_nb.diagnostics.measures import (
     teacher_logits,
 )
 from edc_nb.run.folder import condense
+from edc_nb.stages.initialize import initialize
 from edc_nb.stages.matching import Matcher
+from edc_nb.stages.synthesize import synthesize
 from edc_nb.study.comparison import contestants
 
 SEED = random.randrange(10**6)
@@ -199,10 +202,6 @@ def test_copies_are_found_and_new_images_are_not(made):
 def test_looking_changes_nothing(made):
     """Bit by bit: networks in a mixed mode, buffers, running averages of the matching, inputs, random state; and a
     synthesis that goes on afterwards."""
-    import dataclasses
-
-    from edc_nb.stages.initialize import initialize
-    from edc_nb.stages.synthesize import synthesize
     c, observers, d = made
     net = observers[0].model
     x = d.normalize(c.images.float() / 255)

@@ -13,15 +13,32 @@ from PIL import Image
 matplotlib.use('Agg')
 
 import edc_nb.paper.figures as figures
+from edc_nb.core.settings import EdcError
 from edc_nb.diagnostics.initializations import initialization_study
 from edc_nb.paper.figures import (
-    FIGURES, GRIDS, Sheet, configurations, figure, figure_1, figure_2a, figure_2b, figure_2c, figure_3, figure_5,
-    figure_6, figure_9, figure_initialization, grid_figure, sheet_of_methods, sheet_of_run, sheet_of_starts,
-    toy_classes)
-from edc_nb.run.ledger import Ledger, save_measurement
-from edc_nb.core.settings import EdcError
-from edc_nb.paper.tables import paper
+    FIGURES,
+    GRIDS,
+    Sheet,
+    configurations,
+    figure,
+    figure_1,
+    figure_2a,
+    figure_2b,
+    figure_2c,
+    figure_3,
+    figure_5,
+    figure_6,
+    figure_9,
+    figure_initialization,
+    grid_figure,
+    sheet_of_methods,
+    sheet_of_run,
+    sheet_of_starts,
+    toy_classes,
+)
 from edc_nb.paper.reproduce import rows
+from edc_nb.paper.tables import paper
+from edc_nb.run.ledger import Ledger, save_measurement
 
 SEED = random.randrange(10**6)
 

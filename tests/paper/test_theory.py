@@ -12,9 +12,21 @@ from edc_nb.core.settings import EdcError
 from edc_nb.diagnostics import transport
 from edc_nb.diagnostics.transport import plot_transport, relative_transport, transport_study
 from edc_nb.diagnostics.wasserstein import gaussian_information, gaussian_transport, transport_cost
-from edc_nb.paper.theory import Mixture, animate_match, entropy, entropy_gap_bounds, expect, gaussian_entropy, kl
-from edc_nb.paper.theory import match_mixture, plot_match, printed_entropy_bounds, printed_kl_bound, random_mixture
-from edc_nb.paper.theory import share_points
+from edc_nb.paper.theory import (
+    Mixture,
+    animate_match,
+    entropy,
+    entropy_gap_bounds,
+    expect,
+    gaussian_entropy,
+    kl,
+    match_mixture,
+    plot_match,
+    printed_entropy_bounds,
+    printed_kl_bound,
+    random_mixture,
+    share_points,
+)
 
 SEED = int(time.time())
 

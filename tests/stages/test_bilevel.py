@@ -4,10 +4,10 @@ import signal
 
 import pytest
 
-from kit import finish, start
 from edc_nb.recipes.registry import recipe
 from edc_nb.run.folder import condense
 from edc_nb.stages.synthesize import to_bytes
+from kit import finish, start
 
 
 @pytest.mark.parametrize('method', ['dm', 'dc'])

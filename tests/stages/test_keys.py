@@ -3,7 +3,6 @@ import dataclasses
 import hashlib
 import json
 
-from kit import ROOT, plain, small, stages
 from edc_nb.core.files import Store
 from edc_nb.core.settings import DataSettings, Recipe, SynthesizeSettings, flat, overrides, setting_names
 from edc_nb.data.open import open_dataset
@@ -11,6 +10,7 @@ from edc_nb.models.weights import save_weights
 from edc_nb.recipes.registry import recipe
 from edc_nb.run.chain import Chain
 from edc_nb.run.folder import condense
+from kit import ROOT, plain, small, stages
 
 DEFAULTS = ROOT / 'tests' / 'project' / 'defaults.json'
 

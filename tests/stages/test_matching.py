@@ -1,7 +1,8 @@
-"""The matching code against a float64 computation that holds whole feature maps and loops: Eq. 5 and fact sheet 2.1-2.4.
+"""The matching code against a float64 computation that holds whole feature maps and loops: Eq. 5 and fact sheet
+2.1-2.4.
 
-Nothing here uses moments per image, the law of total variance or stacked segments: every statistic is taken from the very
-pixels it is about. The networks compute in float64 (`Exact`), so the library must agree to rounding."""
+Nothing here uses moments per image, the law of total variance or stacked segments: every statistic is taken from
+the very pixels it is about. The networks compute in float64 (`Exact`), so the library must agree to rounding."""
 import functools
 
 import pytest
@@ -9,15 +10,16 @@ import torch
 from torch import nn
 
 from edc_nb.core.runtime import Runtime, generator
+from edc_nb.core.settings import DataSettings, MatchingSettings, SqueezeSettings
 from edc_nb.data.images import ImageSet
 from edc_nb.data.open import open_dataset
-from edc_nb.stages.matching import Matcher, Taps, collect_statistics, make_targets, statistic_gap
 from edc_nb.models.registry import build_model
-from edc_nb.core.settings import DataSettings, MatchingSettings, SqueezeSettings
+from edc_nb.stages.matching import Matcher, Taps, collect_statistics, make_targets, statistic_gap
 from edc_nb.stages.squeeze import stream, train_views
 from edc_nb.stages.synthesize import Observer
 
-OBSERVERS = ['resnet18', 'convnet_w128', 'mobilenet_v2', 'wrn16_2', 'shufflenet_v2', 'convnet_d1', 'convnet_d2', 'convnet_w32']
+OBSERVERS = ['resnet18', 'convnet_w128', 'mobilenet_v2', 'wrn16_2', 'shufflenet_v2', 'convnet_d1', 'convnet_d2',
+             'convnet_w32']
 COUNTS = [1, 2, 3, 5]      # images per class: unequal, one class with a single image
 LABELS = torch.tensor([3, 1, 3, 0, 3, 1])     # of the synthetic batch: class 2 is absent, class 0 has one image
 PLAIN = SqueezeSettings(crop='none', flip=0.)
@@ -48,7 +50,9 @@ def maps(model, x):
     found, handles = {}, []
     taps = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.BatchNorm2d, nn.Conv2d))]
     for n, m in taps:
-        handles.append(m.register_forward_hook(lambda m, inp, out, n=n: found.__setitem__(n, inp[0] if inp[0].requires_grad else inp[0].clone())))
+        handles.append(m.register_forward_hook(lambda m, inp, out,
+                                               n=n: found.__setitem__(n,
+                                                   inp[0] if inp[0].requires_grad else inp[0].clone())))
     model(x)
     for h in handles:
         h.remove()
@@ -84,7 +88,8 @@ def mean_var(values, dims):
 
 
 def measure(x, patch):
-    "Vectors of one group of maps x [n, C, H, W], all pixels of all its images pooled: [(mean, var)], channels first, then tiles."
+    """Vectors of one group of maps x [n, C, H, W], all pixels of all its images pooled: [(mean, var)], channels first,
+    then tiles."""
     out = [mean_var(x, (0, 2, 3))]
     if patch:
         out.append(tuple(torch.cat(v) for v in zip(*[mean_var(t, (0, 1, 2, 3)) for t in tiles(x, patch)])))
@@ -121,14 +126,16 @@ class Naive:
         self.within = torch.stack([torch.stack([flat(single[i], 1) for i in m]).mean(0) for m in members(y).values()])
         self.pooled = flat(whole, 0), flat(whole, 1)
         self.batch_var = sum(flat(r, 1) * len(b) / len(x) for r, (b, _) in zip(of_batch, batches))
-        running = [[m.running_mean, m.running_var] if kind == 'bn' else [torch.full((sum(len(p[0]) for p in tap),), torch.nan).double()] * 2
+        running = [[m.running_mean, m.running_var] if kind == 'bn'
+                   else [torch.full((sum(len(p[0]) for p in tap),), torch.nan).double()] * 2
                    for (kind, m, _), tap in zip(maps(model, x[:1]), whole)]
         self.running = torch.cat([r[0] for r in running]), torch.cat([r[1] for r in running])
         self.sizes = [len(p[0]) for tap in whole for p in tap]
         self.tile = torch.cat([torch.full((len(p[0]),), k == 1) for tap in whole for k, p in enumerate(tap)])
 
     def targets(self, s):
-        "(global mean, global var, class means, class vars): settings `bn_global`, `conv_global_variance`, `class_variance`, `patch_swap`."
+        """(global mean, global var, class means, class vars): settings `bn_global`, `conv_global_variance`,
+        `class_variance`, `patch_swap`."""
         mean, var = (t.clone() for t in self.pooled)
         if s.conv_global_variance == 'batch_mean':
             var = self.batch_var.clone()
@@ -219,7 +226,8 @@ def exact(name, size):
 
 @functools.lru_cache(maxsize=None)
 def prepared(name, size, patch=4):
-    "(data, network, the library's statistics, the naive ones) in plain views; the settings that only choose targets do not matter here."
+    """(data, network, the library's statistics, the naive ones) in plain views; the settings that only choose targets
+    do not matter here."""
     d, model = digits(size), exact(name, size)
     return d, model, *collected(model, d, MatchingSettings(stat_batch=4, stat_augment='none', patch=patch))
 
@@ -239,7 +247,8 @@ def collected(model, d, s, squeeze=PLAIN):
 def synthetic(d, labels, seed=1):
     "Real images of the given classes, disturbed, normalised, in float64."
     gen = torch.Generator().manual_seed(seed)
-    index = torch.stack([d.by_class[c][torch.randint(len(d.by_class[c]), (1,), generator=gen)][0] for c in labels.tolist()])
+    index = torch.stack([d.by_class[c][torch.randint(len(d.by_class[c]), (1,), generator=gen)][0]
+                         for c in labels.tolist()])
     x = d.normalize(d.train.images[index]).double()
     return x + .3 * torch.randn(x.shape, generator=gen, dtype=torch.float64)
 
@@ -254,13 +263,17 @@ def close(a, b, tol=1e-6, rest=0.):
 def check_statistics(stats, naive):
     assert stats.sizes == naive.sizes
     assert stats.count.tolist() == COUNTS
-    means, variances = [(stats.mean, naive.mean)], [(stats.total, naive.total), (stats.within, naive.within), (stats.batch_var, naive.batch_var)]
+    means, variances = [(stats.mean, naive.mean)], [(stats.total, naive.total), (stats.within, naive.within),
+        (stats.batch_var, naive.batch_var)]
     for kind, pooled in zip((means, variances), zip(stats.pooled(), naive.pooled)):
         kind.append(pooled)
     for kind in (means, variances):
         for ours, theirs in kind:
-            for a, b, m in zip(ours.split(naive.sizes, -1), theirs.split(naive.sizes, -1), naive.mean.split(naive.sizes, -1)):      # tap by tap: no big one hides a small one
-                close(a, b, rest=1e-7 * m.abs().max()**2 if kind is variances else 0.)      # weights are float32: a variance is exact to the mean's square times 1e-7
+            # tap by tap: no big one hides a small one
+            for a, b, m in zip(ours.split(naive.sizes, -1), theirs.split(naive.sizes, -1),
+                               naive.mean.split(naive.sizes, -1)):
+                # weights are float32: a variance is exact to the mean's square times 1e-7
+                close(a, b, rest=1e-7 * m.abs().max()**2 if kind is variances else 0.)
     for ours, theirs in zip((stats.bn_mean, stats.bn_var), naive.running):
         assert ours.isnan().equal(theirs.isnan())
         close(ours.nan_to_num(), theirs.nan_to_num())
@@ -294,7 +307,8 @@ def test_statistics_loss_and_gradient_of_every_observer(name, size):
     check_statistics(stats, naive)
     observer, loss = pair(model, stats, naive, s)
     observer.matcher.start(LABELS)
-    values = [check_losses(observer, loss, synthetic(d, LABELS, seed), LABELS) for seed in (1, 2)]     # the second visit uses the average of the first
+    # the second visit uses the average of the first
+    values = [check_losses(observer, loss, synthetic(d, LABELS, seed), LABELS) for seed in (1, 2)]
     assert values[0] != values[1]
 
 
@@ -320,7 +334,8 @@ def test_gradient_is_the_slope_of_the_loss(name):
 
 def test_statistics_of_real_photographs_in_training_views(data_root):
     "CIFAR-10, cropped and mirrored as observers see it, unequal classes, a short last batch."
-    d = open_dataset(DataSettings(name='cifar10', per_class=max(COUNTS), test_per_class=1, classes=[3, 5, 0, 8]), data_root('cifar10'))
+    d = open_dataset(DataSettings(name='cifar10', per_class=max(COUNTS), test_per_class=1, classes=[3, 5, 0, 8]),
+                     data_root('cifar10'))
     keep = torch.cat([i[:n] for i, n in zip(d.by_class, COUNTS)])
     d.train = ImageSet(d.train.images[keep], d.train.labels[keep])
     d.__dict__.pop('by_class')
@@ -365,7 +380,8 @@ def test_single_precision_stays_near_the_exact_values():
 
 # ---- the choices, released ones included
 
-RELEASED = dict(class_target='batch_mean', class_variance='within_image', patch_swap=True, conv_global_variance='batch_mean',
+RELEASED = dict(class_target='batch_mean', class_variance='within_image', patch_swap=True,
+                conv_global_variance='batch_mean',
                 stat_ema_init='zero', stat_ema_reset='never', stat_group=2)
 CHOICES = dict(
     released=RELEASED,
@@ -373,7 +389,8 @@ CHOICES = dict(
     released_per_class=RELEASED | dict(class_target='per_class', stat_group=0),
     form1=dict(alpha=1.), form2=dict(alpha=0.), blend=dict(alpha=.3),
     batch_mean_form2=dict(alpha=0., class_target='batch_mean'),
-    per_image=dict(class_target='per_image', alpha=.3), per_image_zero=dict(class_target='per_image', stat_ema_init='zero'),
+    per_image=dict(class_target='per_image', alpha=.3), per_image_zero=dict(class_target='per_image',
+        stat_ema_init='zero'),
     groups_and_classes=dict(stat_group=2, alpha=.3),
     pooled=dict(bn_global='pooled'), batch_variance=dict(conv_global_variance='batch_mean', bn_global='pooled'),
     within=dict(class_variance='within_image'), swapped=dict(patch_swap=True),
@@ -397,7 +414,8 @@ def test_every_choice_over_several_visits(name, choice):
 def test_averages_across_synthesis_batches(target, reset):
     "Another batch has other classes: averages start anew, or stay with their class (or group) and skip the absent."
     other = torch.tensor([2, 2, 0, 1, 2, 0])
-    (d, *found), s = prepared('convnet_w32', 32), MatchingSettings(class_target=target, stat_ema_reset=reset, stat_group=3, alpha=.4)
+    (d, *found), s = prepared('convnet_w32', 32), MatchingSettings(class_target=target, stat_ema_reset=reset,
+        stat_group=3, alpha=.4)
     observer, loss = pair(*found, s)
     for visit, labels in enumerate((LABELS, LABELS, other, other, LABELS)):
         if visit in (0, 2, 4):
@@ -463,7 +481,8 @@ def test_a_perfect_match_has_no_loss_and_a_finite_gradient():
     loss = observer.matcher(mean, var)
     assert loss < 1e-4
     target = make_targets(stats, s)
-    leaf = [v.double()[None].clone().requires_grad_(True) for v in (target.mean, target.var)]      # one image that hits them all exactly
+    # one image that hits them all exactly
+    leaf = [v.double()[None].clone().requires_grad_(True) for v in (target.mean, target.var)]
     only_global = Matcher(target, observer.taps.layout, MatchingSettings(alpha=1., stat_ema=0.))
     only_global.start(torch.tensor([0]))
     value = only_global(*leaf)

@@ -5,10 +5,10 @@ import shutil
 import pytest
 import torch
 
-from kit import AFTER, new_stages, small, stages
 from edc_nb.core.files import load_tensors
 from edc_nb.run.folder import condense
 from edc_nb.run.report import evaluate
+from kit import AFTER, new_stages, small, stages
 
 
 @dataclasses.dataclass
