@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['paired_difference', 'with_records', 'sweep_records', 'paired_differences', 'readings_text', 'plot_differences']
 
-# %% ../../nbs/6_paper/paired.ipynb #7789d937
+# %% ../../nbs/6_paper/paired.ipynb #75f5a033
 import math
 from ..core.plotting import COLORS, INK, new_axes
 from ..core.settings import EdcError, one_of
@@ -13,7 +13,7 @@ from ..core.stats import mean_sd, number_column, t_quantile
 from .reproduce import compare, ledger_files, rows
 from ..run.ledger import Ledger
 
-# %% ../../nbs/6_paper/paired.ipynb #6bfde200
+# %% ../../nbs/6_paper/paired.ipynb #14c3b784
 def _reading(pairs, low, high): # what may be said about the differences of the pairs
     if len(pairs) < 2: return 'one seed' if pairs else ''
     if low == high: return 'equal in every seed' if high == 0 else 'no spread, no interval'
@@ -33,7 +33,7 @@ def paired_difference(
     ends = dict(low=mean - half, high=mean + half)
     return dict(difference=mean, **ends, seeds=len(pairs), reading=_reading(pairs, **ends))
 
-# %% ../../nbs/6_paper/paired.ipynb #8e6b9285
+# %% ../../nbs/6_paper/paired.ipynb #393728a6
 def _of(recipe, found): # records of a recipe on the data used last, one per chain seed and seed
     own = [r for r in found if recipe and r.get('recipe_hash') == recipe.hash]
     return list({(r['chain_seed'], r['seed']): r for r in own if r['data_hash'] == own[-1]['data_hash']}.values())
@@ -57,7 +57,7 @@ def sweep_records(
     "The table of a sweep with a column `records`, for `paired_differences`."
     return done.table().assign(records=[done.of(cell) for cell in done.cells])
 
-# %% ../../nbs/6_paper/paired.ipynb #6a7d2475
+# %% ../../nbs/6_paper/paired.ipynb #9b48ed48
 def paired_differences(
     df,             # a frame with a column `records`
     base:dict,      # column -> value of the row to subtract; where there are several, that of the same student
@@ -79,9 +79,9 @@ def paired_differences(
         if twin is None: continue
         paper = {'paper: difference': printed[i] - printed[twin]} if 'paper' in df else {}
         out.append({k: df[k][i] for k in names} | paper | paired_difference(df.records[i], df.records[twin]))
-    return pd.DataFrame(out).round(2)
+    return pd.DataFrame(out).round({'paper: difference': 2, 'difference': 2, 'low': 2, 'high': 2})
 
-# %% ../../nbs/6_paper/paired.ipynb #863b70e7
+# %% ../../nbs/6_paper/paired.ipynb #8910787e
 def readings_text(
     df,             # a frame of `paired_differences`
     what:str='',    # what is compared, e.g. 'ζ against 1'
@@ -95,7 +95,7 @@ def readings_text(
     return (f"{what + ': ' if what else ''}of {len(done)} comparisons with {seeds} seeds, {count('higher')} higher, "
             f"{count('lower')} lower, {open_} not distinguishable (expected by chance alone: {.05 * len(done):.1f}).")
 
-# %% ../../nbs/6_paper/paired.ipynb #b40056aa
+# %% ../../nbs/6_paper/paired.ipynb #2cd9a395
 def plot_differences(
     df,             # a frame of `paired_differences`
     labels,         # a column of it, or a list with a name for each row
