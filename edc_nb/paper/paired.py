@@ -110,6 +110,6 @@ def plot_differences(
         ax.plot([row.low, row.high], [y, y], color=COLORS[0], lw=1.2)
         ax.plot(row.difference, y, 'o', ms=4, color=COLORS[0], mfc=COLORS[0] if clear else 'none')
     ax.set_yticks(range(len(df)), labels)
-    ax.invert_yaxis()
+    ax.set_ylim(len(df) - .5, -.5)
     ax.set_xlabel('difference in points, 95 % interval of the pairs')
     return ax
