@@ -7,6 +7,7 @@ __all__ = ['paired_difference', 'with_records', 'sweep_records', 'paired_differe
 
 # %% ../../nbs/6_paper/paired.ipynb #75f5a033
 import math
+
 from ..core.plotting import COLORS, INK, new_axes
 from ..core.settings import EdcError, one_of
 from ..core.stats import mean_sd, number_column, t_quantile
