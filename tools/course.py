@@ -20,7 +20,7 @@ FOLDERS = {
     'reference': ('Reference', 'what the other notebooks stand on'),
 }
 ORDER = {
-    '6_paper': ['tables', 'reproduce', 'edc_from_scratch', 'released', 'cifar10_small', 'methods', 'configs',
+    '6_paper': ['tables', 'reproduce', 'paired', 'edc_from_scratch', 'released', 'cifar10_small', 'methods', 'configs',
                 'schedules', 'flatness', 'blend', 'observers', 'budget', 'images', 'figures',
                 'all_figures', 'claims', 'theory', 'theory_initialisation', 'theory_matching',
                 'theory_decoupling', 'theory_sam', 'theory_ema', 'theory_schedules', 'hessian',
