@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 from ..core.files import Checkpoint
@@ -19,7 +18,7 @@ from ..core.runtime import Runtime, check_finite, generator, seed_for, seeded
 from ..core.settings import BilevelSettings, MatchingSettings, SynthesizeSettings, one_of
 from ..data.augment import crop_resize
 from ..data.images import sample_per_class
-from ..models.helpers import features, to_device
+from ..models.helpers import batch_norms, features, to_device
 from ..models.registry import build_model, model_names
 from .initialize import Initial
 from .synthesize import Outcome, register_synthesis
@@ -173,7 +172,7 @@ def _gradient(net, x, label, create_graph=False): # of the loss on images of one
 
 # %% ../../nbs/2_stages/07_bilevel.ipynb #a1751e45
 def _hold_batch_norm(net, dataset, gen, run, per_class=16): # batch norm keeps the statistics of a mixed real batch
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(net)
     if not norms: return
     for m in norms:
         m.reset_running_stats()

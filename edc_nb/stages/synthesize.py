@@ -10,7 +10,6 @@ __all__ = ['FLATNESS_TERMS', 'GRADIENTS', 'HISTORY', 'SYNTHESES', 'Observer', 'f
 
 # %% ../../nbs/2_stages/06_synthesize.ipynb #8d504915
 import io
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from ..data.augment import crop_resize, draw_crop
 from ..models.registry import check_model_names, network_facts
 from .initialize import Initial
 from .matching import Matcher, Statistics, Taps, make_targets, patch_columns, statistic_gap
+from .schedules import cosine_decay
 
 # %% ../../nbs/2_stages/06_synthesize.ipynb #6708765f
 class Observer:
@@ -87,7 +87,7 @@ def densification_loss(
 # %% ../../nbs/2_stages/06_synthesize.ipynb #45fa4a68
 def _smallest_area(t, settings): # of a crop at iteration t
     low, end = settings.crop_scale[0], settings.crop_min_end
-    return low if end is None else end + (low - end) * .5 * (1 + math.cos(math.pi * t / settings.iterations))
+    return low if end is None else end + (low - end) * cosine_decay(t, settings.iterations)
 
 def draw_view(
     images:torch.Tensor,            # [B, 3, S, S]; their number, size and device matter
@@ -227,7 +227,7 @@ class _Loss(_State): # of one observer, at any images
 # %% ../../nbs/2_stages/06_synthesize.ipynb #27f4bc2e
 def _rate(t, settings): # Adam's learning rate at iteration t
     cosine = settings.lr_schedule == 'cosine'
-    return settings.lr * (.5 * (1 + math.cos(math.pi * t / settings.iterations)) if cosine else 1)
+    return settings.lr * (cosine_decay(t, settings.iterations) if cosine else 1)
 
 # %% ../../nbs/2_stages/06_synthesize.ipynb #0d234561
 class ImageOptimizer(_Loss):

@@ -16,11 +16,22 @@ import course           # noqa: E402
 NOTEBOOKS = course.reading_order()
 
 
+def ruff(*args):
+    "What ruff prints, and whether it found nothing."
+    program = Path(sys.executable).with_name('ruff')
+    command = [program if program.exists() else shutil.which('ruff'), 'check', '--output-format', 'concise', *args]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.returncode == 0, done.stdout + done.stderr
+
+
 def test_ruff_finds_nothing():
-    ruff = Path(sys.executable).with_name('ruff')
-    done = subprocess.run([ruff if ruff.exists() else shutil.which('ruff'), 'check', '--output-format', 'concise'],
-                          cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    fine, found = ruff()
+    assert fine, found
+
+
+def test_the_exported_library_imports_only_what_it_uses():
+    fine, found = ruff('--isolated', '--select', 'F401,F811,F821,F841', 'edc_nb')
+    assert fine, found
 
 
 def test_lines_cells_and_functions_are_short():
