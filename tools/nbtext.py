@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 KINDS = {'md': 'markdown', 'code': 'code', 'raw': 'raw'}
-HEAD = r'^#%% (md|code|raw)[ \t]*([0-9a-f-]*)(?: tags=(\S+))?[ \t]*$\n?'
+HEAD = r'^#%% (md|code|raw)[ \t]*([\w-]*)(?: tags=(\S+))?[ \t]*$\n?'
 NEW = dict(cells=[], metadata=dict(kernelspec=dict(display_name='python3', language='python', name='python3')))
 
 
