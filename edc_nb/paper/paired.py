@@ -91,10 +91,13 @@ def readings_text(
     done = df[df.reading != '']
     if done.empty: return f"{what}: nothing has been run." if what else "Nothing has been run."
     count = lambda *readings: int(done.reading.isin(readings).sum())
-    open_ = len(done) - count('higher', 'lower')
+    same = count('equal in every seed')             # no spread, so no interval that chance could move
+    open_ = len(done) - count('higher', 'lower') - same
+    apart = f", {same} equal in every seed" if same else ''
     seeds = '/'.join(map(str, sorted(done.seeds.unique())))
     return (f"{what + ': ' if what else ''}of {len(done)} comparisons with {seeds} seeds, {count('higher')} higher, "
-            f"{count('lower')} lower, {open_} not distinguishable (expected by chance alone: {.05 * len(done):.1f}).")
+            f"{count('lower')} lower, {open_} not distinguishable{apart} "
+            f"(expected by chance alone: {.05 * (len(done) - same):.1f}).")
 
 # %% ../../nbs/6_paper/paired.ipynb #2cd9a395
 def plot_differences(
