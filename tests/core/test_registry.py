@@ -13,6 +13,7 @@ from conftest import edc_environment, said
 from edc_nb.core.registry import Registry, fingerprint, fingerprint_network, keyed
 from edc_nb.core.settings import parse_set
 from edc_nb.exchange.package import LAYOUTS, register_layout
+from edc_nb.models.registry import register_model
 from edc_nb.recipes.base import (
     FAMILIES,
     RECIPES,
