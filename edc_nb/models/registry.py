@@ -219,8 +219,9 @@ def register_model(
     if fn is None: return lambda f: register_model(name, f, replace=replace)
     if not callable(fn):
         raise EdcError(f"register_model({name!r}): got {type(fn).__name__}, expected a function of (num_classes, size)")
-    if name.startswith(('tv:', 'tv_', 'timm:')) and not replace:
-        raise EdcError(f"{name!r} is a built-in name; choose another, or pass replace=True")
+    built_in = name in MODELS and MODELS[name] is _library.get(name)
+    if (built_in or name.startswith(('tv:', 'tv_', 'timm:'))) and not replace:
+        raise EdcError(f"model {name!r} is built in; choose another name, or pass replace=True")
     return MODELS.register(name, fn, replace=replace)
 
 # %% ../../nbs/2_stages/02_networks.ipynb #5f90cf2f

@@ -13,6 +13,7 @@ from conftest import edc_environment, said
 from edc_nb.core.registry import Registry, fingerprint, fingerprint_network, keyed
 from edc_nb.core.settings import parse_set
 from edc_nb.exchange.package import LAYOUTS, register_layout
+from edc_nb.models.registry import register_model
 from edc_nb.recipes.base import (
     FAMILIES,
     RECIPES,
@@ -177,6 +178,11 @@ def test_a_built_in_is_not_taken_by_accident_and_comes_back(methods):
     assert methods['real']() == 3
     methods.remove('real')
     assert methods['real']() == 1 and methods.builtin('real') and methods.needs('real').images == 2
+
+
+def test_a_built_in_network_is_called_built_in():
+    for name in ('resnet18', 'deit_tiny', 'tv:resnet18'):
+        said(lambda: register_model(name, nn.Flatten), f"model '{name}' is built in", 'replace=True')
 
 
 def test_a_copy_of_a_built_in_in_a_notebook_warns_once(methods):
