@@ -27,7 +27,8 @@ REGIMES = {
 def regime_of(
     recipe:Recipe,     # a recipe
 ) -> str:
-    "'HL', 'SL' or 'SL+KD': by the labels, and by whether the views are the images."
-    if recipe.relabel.labels == 'hard': return 'HL'
+    "'HL', 'HL + views', 'SL' or 'SL+KD': by the labels, and by whether the views are the images."
     settings = recipe.flat()
-    return 'SL' if all(settings[name] == value for name, value in PLAIN_VIEWS.items()) else 'SL+KD'
+    plain = all(settings[name] == value for name, value in PLAIN_VIEWS.items())
+    if recipe.relabel.labels == 'hard': return 'HL' if plain else 'HL + views'
+    return 'SL' if plain else 'SL+KD'
