@@ -142,10 +142,11 @@ def _recipe_of(name, dataset, ipc, changes, data): # a named recipe, or one from
         raise EdcError("--dataset: not given; accepted: digits, cifar10, cifar100, tiny_imagenet, imagenet10, "
                        "imagenet1k, or a name of your own with --data")
     recipe(name, 'digits')      # the name alone: a wrong one is answered before images are looked at
-    check_place(dataset, data)
     size = changes.get('data.size')
     if size is None and data is not None: size = _own_size(dataset, data)
-    return recipe(name, dataset, 10 if ipc is None else ipc, size=size).replace(changes)
+    found = recipe(name, dataset, 10 if ipc is None else ipc, size=size).replace(changes)
+    check_place(dataset, data)
+    return found
 
 # %% ../nbs/reference/cli.ipynb #43f868c5
 def _recipe_in(path): # the recipe of a YAML file
