@@ -174,7 +174,7 @@ def test_wings_import_in_one_direction_and_nothing_private():
 
 # words of the workplace in which the project was written mean nothing to its readers; ordinary uses are let through
 PRIVATE = re.compile(r"""(?<![\w.~])/work(?![\w-]) | (?<![\w.~])/tmp/w(?![\w-]) | \bsandbox
-    | (?<!models\.)(?<!models/)(?<!reference/)\bhelpers?\b(?![ -](?:function|method|class|module|cell))
+    | (?<!models\.)(?<!models/)(?<!reference/)\bhelpers?\b(?!\.ipynb)(?![ -](?:function|method|class|module|cell))
     | (?<!python\ )(?<!jupyter\ )(?<!notebook\ )(?<!kernel\ )\bsessions?\b""", re.X | re.I)
 
 
