@@ -68,7 +68,7 @@ class Ledger:
             raise EdcError(f"cannot write the ledger {self.path}: {os.strerror(e.errno).lower()}") from None
         return record
 
-    def add(self, records, same=('recipe', 'recipe_hash', 'data_hash', 'chain_seed', 'seed', 'images_hash')):
+    def add(self, records, same=('recipe', 'recipe_hash', 'data_hash', 'chain_seed', 'seed', 'images_hash', 'code')):
         "Add those records that no record in the file equals in all the fields of `same`."
         def key(r): return tuple(r.get(k) for k in same)
         have = {key(r) for r in self.records()}

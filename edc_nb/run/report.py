@@ -14,6 +14,7 @@ from ..core.settings import PROTOCOL, EdcError, overrides
 from ..recipes.base import for_student
 from .checks import check_recipe
 from .folder import Condensed, lock_folder
+from .keys import user_code
 from .ledger import Ledger, environment, summarize
 from ..stages.students import ema_warning
 
@@ -100,10 +101,16 @@ def _record(chain, seed, full_data): # one student's line in the ledger
         chain_seed=chain.seed,
         last=result.last, best=result.best, best_epoch=result.best_epoch, raw_last=result.raw_last,
         reported=recipe.evaluate.report, headline=headline, curve=result.curve,
-        observers=observers, ensemble=ensemble, full_data=full, notes=[n for part in doubts for n in part if n],
+        observers=observers, ensemble=ensemble, full_data=full, **_code_field(recipe, dataset),
+        notes=[n for part in doubts for n in part if n],
         seconds=chain.costs.seconds(), peak_mb=chain.costs.peaks(), environment=environment(chain.run))
 
 def _data_fields(dataset): # of a record
     plain = {k: v for k, v in dataset.info.items() if isinstance(v, (str, int, float))}
     return dict(dataset=dataset.name, data_hash=dataset.hash, data_info=plain, classes=dataset.num_classes,
                 size=dataset.size, train_images=len(dataset.train), test_images=len(dataset.test))
+
+# %% ../../nbs/4_run/06_report.ipynb #a9af47df
+def _code_field(recipe, dataset): # of a record: absent where all code comes with the library
+    code = user_code(recipe, dataset.num_classes, dataset.size)
+    return dict(code=code) if code else {}

@@ -19,6 +19,7 @@ from ..data.open import open_dataset
 from ..recipes.base import for_student
 from ..run.checks import check_recipe
 from ..run.folder import condense
+from ..run.keys import user_code
 from ..run.ledger import Ledger
 from ..run.report import evaluate
 
@@ -133,10 +134,11 @@ class Sweep:
 
 # %% ../../nbs/5_study/03_sweeps.ipynb #98a66459
 # what makes two records the same: a number is not wanted twice, even if its images differ in a bit
-_CELL = ('recipe', 'recipe_hash', 'data_hash', 'chain_seed', 'seed')
+_CELL = ('recipe', 'recipe_hash', 'data_hash', 'chain_seed', 'seed', 'code')
 
 def _finished(ledger, recipe, dataset, chain_seed, seeds): # a cell's records, one per seed
-    same = dict(recipe=recipe.name, recipe_hash=recipe.hash, data_hash=dataset.hash, chain_seed=chain_seed)
+    same = dict(recipe=recipe.name, recipe_hash=recipe.hash, data_hash=dataset.hash, chain_seed=chain_seed,
+                code=user_code(recipe, dataset.num_classes, dataset.size))
     return list({r['seed']: r for r in ledger.find(**same) if r['seed'] < seeds}.values())
 
 def _run_cell(cell, dataset, out, chain_seed, seeds, full_data, how): # new records
