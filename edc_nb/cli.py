@@ -305,7 +305,7 @@ def quickstart(
     quiet:bool = _quiet,
 ):
     from edc_nb.run.quickstart import quickstart
-    count = int(workers) if workers.isdigit() else workers
+    count = int(workers) if workers.isdecimal() else workers
     how = dict(chains=chains, seeds=seeds, device=device, workers=count, ledger=ledger, progress=not quiet)
     print(quickstart(out, **how))
 

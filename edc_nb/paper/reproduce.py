@@ -292,10 +292,14 @@ def compare(
     """A DataFrame with a row per printed cell: the paper's value, and ours with its sd over seeds.
 
     In percent, last epoch first. `difference` only where data set, IPC and student are the printed row's. Empty where
-    nothing has been run. `attrs`: title, where records were searched. `EdcError` for an unknown table or scale."""
+    nothing has been run. `attrs`: title, where records were searched. `EdcError` for an unknown table, scale or
+    student."""
     import pandas as pd
     found = _records(ledger)
-    shown = [row for row in rows(table, scale, dataset) if student in (None, row.printed['student'])]
+    printed = rows(table, scale, dataset)
+    students = sorted({row.printed['student'] for row in printed} - {None})
+    if student: one_of('student', student, students)
+    shown = [row for row in printed if student in (None, row.printed['student'])]
     df = pd.DataFrame([_compared(row, found) for row in shown]).astype(object)
     df = df.where(df.notna(), '')
     df.attrs = dict(title=f"{table} of the paper and ours at scale {scale!r}, top-1 accuracy in %",
