@@ -313,7 +313,8 @@ def _number(value): return f'{value:.2f}' if isinstance(value, float) else str(v
 
 def _run(row): # where our numbers come from, in one cell
     if not row['seeds']: return ''
-    facts = row['used'], row['our student'], f"{row['seeds']} seeds", row['device'], row['date']
+    seeds = f"{row['seeds']:.0f} seeds"     # a float where other rows of the frame have none
+    facts = row['used'], row['our student'], seeds, row['device'], row['date']
     return ', '.join(fact for fact in facts if fact)
 
 def _readable(df): # all columns as text: mean ± sd in one, the run in one, none that is empty throughout

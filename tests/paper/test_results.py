@@ -17,10 +17,24 @@ def test_every_file_is_in_the_readme_once():
     assert sorted(row[0].strip('`') for row in ROWS) == files
 
 
-@pytest.mark.parametrize('name, command, notebook', ROWS, ids=[row[0].strip('`') for row in ROWS])
-def test_a_file_is_shown_in_its_notebook(name, command, notebook):
-    cells = json.loads((ROOT / notebook.strip('`')).read_text(encoding='utf-8'))['cells']
-    text = '\n'.join(''.join(cell['source']) for cell in cells)
+def source(path):
+    "The cells of a notebook."
+    return '\n'.join(''.join(cell['source']) for cell in json.loads(path.read_text(encoding='utf-8'))['cells'])
+
+
+def notebooks(cell):
+    "The names in the column `shown in`."
+    names = cell.strip('`').split('`, `')
+    assert '`' not in ''.join(names)
+    return names
+
+
+SHOWN = [(name, notebook) for name, _, cell in ROWS for notebook in notebooks(cell)]
+
+
+@pytest.mark.parametrize('name, notebook', SHOWN)
+def test_a_file_is_shown_in_its_notebook(name, notebook):
+    text = source(ROOT / notebook)
     stem = name.strip('`').rsplit('/', 1)[1].split('.')[0]
     shown = stem in text or f"figure_{stem.removeprefix('figure')}" in text
     if stem.startswith('cifar10_cpu_') and name.endswith("png`"):
@@ -36,6 +50,16 @@ def test_a_command_writes_the_scale_and_table_of_its_file(row):
     if table in table_names():
         assert f'edc reproduce {table} --scale {scale} ' in command
         assert ('--data PATH' in command) == (scale != 'tiny')
+
+
+def test_a_notebook_that_reads_the_records_of_a_table_is_listed():
+    listed = {name.strip('`'): notebooks(cell) for name, _, cell in ROWS}
+    missing = []
+    for path in sorted((ROOT / 'nbs' / '6_paper').glob('*.ipynb')):
+        for table, scale in re.findall(r"with_records\('([\w-]+)', '(\w+)'", source(path)):
+            if f'nbs/6_paper/{path.name}' not in listed[f'records/{scale}/{table}.jsonl']:
+                missing.append((path.name, table, scale))
+    assert not missing
 
 
 def test_no_notebook_names_a_file_of_results_that_does_not_exist():

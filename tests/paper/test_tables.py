@@ -284,6 +284,13 @@ def test_a_printed_table_fits_and_hides_what_is_empty(table, tmp_path):
     assert max(map(len, tables_text().splitlines())) <= 100
 
 
+def test_a_printed_table_counts_seeds_in_whole_numbers(tmp_path):
+    for seed in range(3):     # one of the rows has records, the others none
+        Ledger(tmp_path / 'ledger.jsonl').append(record_of(rows('table16')[0].recipe, seed, .5, .5))
+    text = ' '.join(table_text(compare('table16', ledger=tmp_path / 'ledger.jsonl')).split())
+    assert ' 3 seeds,' in text and '3.0 seeds' not in text
+
+
 def test_it_is_said_where_records_were_searched(tmp_path, monkeypatch):
     "The checkout's results, or what is named: never results/ or runs/ of the working folder."
     for folder in ('results/records/tiny', 'runs'):

@@ -235,6 +235,20 @@ def test_readme_is_the_index_notebook():
     assert kept == set(figures), 'a figure that the README no longer shows'
 
 
+def test_front_page_counts_the_claims_as_their_notebook_does(monkeypatch):
+    cell, = [c for c in code_cells(ROOT / 'nbs' / 'index.ipynb') if 'claims.ipynb' in c.source]
+    *body, last = tree(cell).body
+    names = dict(json=json, re=re, Path=Path, Markdown=str)
+    monkeypatch.chdir(ROOT / 'nbs')
+    exec(compile(ast.Module(body, []), 'index.ipynb', 'exec'), names)
+    sentence = eval(compile(ast.Expression(last.value), 'index.ipynb', 'eval'), names)
+    printed = re.findall(r'^(\d+) claims: (.+)$', words(ROOT / 'nbs' / '6_paper' / 'claims.ipynb'), re.M)
+    assert [f'Of {count} theorems and claims, {verdicts}.' in sentence for count, verdicts in printed] == [True]
+    stale = 'run tools/run_notebooks.py nbs/index.ipynb, then tools/make_readme.py'
+    assert [o['data']['text/markdown'] for o in cell.outputs] == [sentence], stale
+    assert sentence.replace('](6_paper/', '](nbs/6_paper/') in (ROOT / 'README.md').read_text(encoding='utf-8'), stale
+
+
 def test_the_citation_is_that_of_this_version():
     cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))
     assert cited['cff-version'] == '1.2.0' and cited['version'] == edc_nb.__version__
