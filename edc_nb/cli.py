@@ -132,7 +132,7 @@ def _refuse_failed(done): # of a sweep: what was computed is kept and printed, t
 # %% ../nbs/reference/cli.ipynb #8dff07c0
 def _recipe_of(name, dataset, ipc, changes, data): # a named recipe, or one from a YAML file
     from edc_nb.data.known import check_place
-    from edc_nb.recipes.registry import recipe
+    from edc_nb.recipes.registry import RECIPES, recipe
     changes = parse_set(changes or ())
     if name.endswith(('.yaml', '.yml')):
         found = _recipe_in(name)
@@ -141,7 +141,7 @@ def _recipe_of(name, dataset, ipc, changes, data): # a named recipe, or one from
     if not dataset:
         raise EdcError("--dataset: not given; accepted: digits, cifar10, cifar100, tiny_imagenet, imagenet10, "
                        "imagenet1k, or a name of your own with --data")
-    recipe(name, 'digits')      # the name alone: a wrong one is answered before images are looked at
+    RECIPES.needs(name)      # a wrong name is answered before images are looked at
     size = changes.get('data.size')
     if size is None and data is not None: size = _own_size(dataset, data)
     found = recipe(name, dataset, 10 if ipc is None else ipc, size=size).replace(changes)

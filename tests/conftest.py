@@ -37,7 +37,7 @@ def executed(request, tmp_path_factory):
         yield {}
         return
     import nbformat
-    sys.path.insert(0, str(ROOT / 'tools'))
+
     from run_notebooks import execute
     project = tmp_path_factory.mktemp('copy') / ROOT.name
     shutil.copytree(ROOT / 'nbs', project / 'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))

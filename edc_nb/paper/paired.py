@@ -6,11 +6,9 @@
 __all__ = ['paired_difference', 'with_records', 'sweep_records', 'paired_differences', 'readings_text', 'plot_differences']
 
 # %% ../../nbs/6_paper/paired.ipynb #75f5a033
-import math
-
 from ..core.plotting import COLORS, INK, new_axes
-from ..core.settings import EdcError, one_of
-from ..core.stats import mean_sd, number_column, t_quantile
+from ..core.settings import one_of
+from ..core.stats import base_rows, mean_interval, number_column
 from .reproduce import compare, ledger_files, rows
 from ..run.ledger import Ledger
 
@@ -29,8 +27,7 @@ def paired_difference(
     Pairs share chain seed and seed. NaN and an empty reading where there are none."""
     first, second = ({(r['chain_seed'], r['seed']): 100 * r['last'] for r in cell} for cell in (first, second))
     pairs = [round(first[k] - second[k], 6) for k in first if k in second]
-    mean, sd = mean_sd(pairs) if pairs else (math.nan, math.nan)
-    half = t_quantile(len(pairs) - 1) * sd / len(pairs)**.5 if len(pairs) > 1 else math.nan
+    mean, half = mean_interval(pairs)
     ends = dict(low=mean - half, high=mean + half)
     return dict(difference=mean, **ends, seeds=len(pairs), reading=_reading(pairs, **ends))
 
@@ -68,10 +65,8 @@ def paired_differences(
 
     In percentage points. `EdcError` for an unknown column, and if no row is the base."""
     import pandas as pd
-    for column in (*base, *by, 'records'): one_of('column of the table', column, df.columns)
-    is_base = pd.concat([df[k] == v for k, v in base.items()], axis=1).all(axis=1)
-    if not is_base.any():
-        raise EdcError(f"base: got {base}, but no row of the table is so; expected the values of a row")
+    for column in (*by, 'records'): one_of('column of the table', column, df.columns)
+    is_base = base_rows(df, base)
     several = 'student' in df and df.student.nunique() > 1
     names = list(dict.fromkeys([*base, *by, *(['student'] if several else [])]))
     printed, out = number_column(df, 'paper'), []

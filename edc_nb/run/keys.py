@@ -108,6 +108,11 @@ class _ImageKeys:
         foreign = self.recipe.matching.stat_augment == 'train' and any(n in self.weights for n in names)
         return dict(crops=overrides(train_views(self.recipe.squeeze))) if foreign else {}
 
+# %% ../../nbs/4_run/01_keys.ipynb #3640433e
+def _student_code(evaluate, num_classes, size): # users' own code that trains a student; empty entries for ours
+    own = network_code(evaluate.student, num_classes, size)
+    return [keyed(LOSSES, evaluate.loss), keyed(SCHEDULES, evaluate.schedule), own]
+
 # %% ../../nbs/4_run/01_keys.ipynb #3bbc5ccb
 class StageKeys(_ImageKeys):
     "What the result of each stage of a recipe depends on."
@@ -123,7 +128,7 @@ class StageKeys(_ImageKeys):
         "Key of a student."
         recipe, evaluate = self.recipe, self.recipe.evaluate
         hard = dict(images=self.synthetic(), augment=overrides(recipe.augment), seed=seed)
-        code = [keyed(LOSSES, evaluate.loss), keyed(SCHEDULES, evaluate.schedule), self._code(evaluate.student)]
+        code = _student_code(evaluate, self.num_classes, self.data['size'])
         return dict(labels=self.labels(seed) if recipe.relabel.labels == 'soft' else hard,
                     evaluate=overrides(evaluate)) | (dict(code=code) if any(code) else {})
 
@@ -155,9 +160,9 @@ def user_code(
     size:int,            # image side in pixels
 ):
     "A hash of the users' own functions and networks in a recipe; None where all of them come with the library."
-    parts, networks = NetworksOf(recipe), {recipe.bilevel.network, recipe.evaluate.student}
-    networks |= {*parts.synthesis, *parts.initialization, *parts.labeling}
+    parts = NetworksOf(recipe)
+    networks = {recipe.bilevel.network, *parts.synthesis, *parts.initialization, *parts.labeling}
     code = [network_code(name, num_classes, size) for name in sorted(networks)]
-    code += [keyed(INITIALIZATIONS, recipe.initialize.method), keyed(SYNTHESES, recipe.synthesize.method),
-             keyed(LOSSES, recipe.evaluate.loss), keyed(SCHEDULES, recipe.evaluate.schedule)]
+    code += [keyed(INITIALIZATIONS, recipe.initialize.method), keyed(SYNTHESES, recipe.synthesize.method)]
+    code += _student_code(recipe.evaluate, num_classes, size)
     return content_hash(code) if any(code) else None

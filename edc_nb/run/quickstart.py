@@ -18,7 +18,7 @@ from ..core.files import Store, atomic_path
 from ..core.plotting import STYLE, image_rows
 from ..core.runtime import make_runtime, resumable
 from ..core.settings import from_dict
-from ..core.stats import mean_sd, t_quantile
+from ..core.stats import mean_interval, mean_sd
 from ..data.open import open_dataset
 from ..recipes.base import random_real
 from ..recipes.regimes import REGIMES, regime_of
@@ -51,8 +51,7 @@ def _of_chains(records, regime, name): # chain seed -> mean accuracy of its stud
     return {chain: mean_sd(values)[0] for chain, values in found.items()}
 
 def _difference(real, edc): # mean over chains of EDC - real, half of its 95 % interval (NaN for one chain), a reading
-    mean, sd = mean_sd([edc[chain] - real[chain] for chain in real])
-    half = t_quantile(len(real) - 1) * sd / len(real)**.5 if len(real) > 1 else sd
+    mean, half = mean_interval(edc[chain] - real[chain] for chain in real)
     reading = 'one chain' if len(real) < 2 else 'not distinguishable' if abs(mean) <= half else \
         'EDC better' if mean > 0 else 'real better'
     return {'EDC - real': mean, '±': half, 'reading': reading}

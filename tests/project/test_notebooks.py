@@ -3,15 +3,12 @@ gives.
 
 The course runs by default; the notebooks of the diagnostics and those that show the paper with `-m full`."""
 import re
-import sys
 
 import nbformat
 import pytest
 
 from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / 'tools'))
-from run_notebooks import all_notebooks  # noqa: E402
+from run_notebooks import all_notebooks
 
 
 def kinds(cell):

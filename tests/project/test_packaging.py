@@ -17,6 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from check_lines import parse
 from conftest import ROOT
 
 PACKAGE = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'edc_nb').rglob('*')
@@ -109,9 +110,8 @@ def test_the_lab_extra_installs_what_the_notebooks_import():
 
 
 def imported_modules(source):
-    "Top-level names that a cell imports; lines for IPython alone are left out."
-    lines = ['pass' if line.lstrip().startswith(('%', '!')) else line for line in source.splitlines()]
-    for node in ast.walk(ast.parse('\n'.join(lines))):
+    "Top-level names that a cell imports."
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             yield from (a.name.split('.')[0] for a in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:

@@ -20,10 +20,9 @@ import yaml
 from packaging.requirements import Requirement
 
 import edc_nb
+from check_lines import parse
 from conftest import ROOT, edc_environment
-
-sys.path.insert(0, str(ROOT / 'tools'))
-from run_notebooks import WIDGET, all_notebooks  # noqa: E402
+from run_notebooks import WIDGET, all_notebooks
 
 NOTEBOOKS = all_notebooks()
 PAGES = [ROOT / name for name in ('README.md', 'ARCHITECTURE.md', 'CONTRIBUTING.md', 'nbs/README.md',
@@ -41,8 +40,8 @@ def code_cells(path):
 
 
 def tree(cell):
-    "A cell's syntax tree, IPython's magics left out."
-    return ast.parse('\n'.join(line for line in cell.source.splitlines() if not line.lstrip().startswith(('%', '!'))))
+    "A cell's syntax tree."
+    return parse(cell.source)
 
 
 every_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=by_name)

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import check_lines
+import course
 from kit import ROOT
-
-sys.path.insert(0, str(ROOT / 'tools'))
-import check_lines      # noqa: E402, I001
-import course           # noqa: E402
 
 NOTEBOOKS = course.reading_order()
 
