@@ -11,6 +11,7 @@ import importlib.machinery
 import inspect
 import re
 import sys
+from multiprocessing.process import parent_process
 
 # %% ../../nbs/reference/docs.ipynb #92635c9f
 def _comment(lines, *nodes): # what stands in the comment after the last of the nodes; '' without one
@@ -100,6 +101,7 @@ class _Finder:
 def install(
     package:str,    # its name
 ):
-    "Fold the docments of each module of a package when it is imported from now on."
+    "Fold the docments of each module of a package when it is imported from now on; not in a worker process."
+    if parent_process() is not None: return      # which shows no help, and starts a tenth sooner
     if not any(isinstance(f, _Finder) and f.package == package for f in sys.meta_path):
         sys.meta_path.insert(0, _Finder(package))

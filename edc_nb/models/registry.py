@@ -219,8 +219,7 @@ def register_model(
     if fn is None: return lambda f: register_model(name, f, replace=replace)
     if not callable(fn):
         raise EdcError(f"register_model({name!r}): got {type(fn).__name__}, expected a function of (num_classes, size)")
-    built_in = name in MODELS and MODELS[name] is _library.get(name)
-    if (built_in or name.startswith(('tv:', 'tv_', 'timm:'))) and not replace:
+    if name.startswith(('tv:', 'tv_', 'timm:')) and not replace:      # names that need not be registered
         raise EdcError(f"model {name!r} is built in; choose another name, or pass replace=True")
     return MODELS.register(name, fn, replace=replace)
 

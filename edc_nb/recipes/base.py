@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'UNSET', 'CIFAR_OBSERVERS', 'GVBSM_OBSERVERS', 'TINY_OBSERVERS', 'IMAGENET_OBSERVERS',
-           'IMAGENET1K_OBSERVERS', 'FIRST_OBSERVER', 'RECIPES', 'per_dataset', 'per_ipc', 'resolve', 'join_columns',
-           'random_real', 'named', 'register_recipe', 'for_student']
+           'IMAGENET1K_OBSERVERS', 'FIRST_OBSERVER', 'HARD_LABELS', 'RECIPES', 'per_dataset', 'per_ipc', 'resolve',
+           'join_columns', 'random_real', 'named', 'register_recipe', 'for_student']
 
 # %% ../../nbs/3_recipes/01_base.ipynb #18a2d436
 import functools
@@ -108,7 +108,7 @@ _REAL_IMAGES = {
     'synthesize.snapshots':    (),
 }
 
-_HARD_LABELS = {
+HARD_LABELS = {
     'relabel.labels': 'hard',
     'evaluate.loss':  'ce',                # the other losses need soft labels
 }
@@ -121,7 +121,7 @@ def random_real(
 
     They are drawn without replacement and not optimized. Hard labels need cross-entropy, which is set with them."""
     hard = one_of('labels', labels, ('soft', 'hard')) == 'hard'
-    return recipe.replace(_REAL_IMAGES | (_HARD_LABELS if hard else {}),
+    return recipe.replace(_REAL_IMAGES | (HARD_LABELS if hard else {}),
                           name='random-real-hard' if hard else 'random-real')
 
 # %% ../../nbs/3_recipes/01_base.ipynb #58479469

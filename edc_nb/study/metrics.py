@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ..core.settings import EdcError
 from ..core.stats import mean_sd
-from ..recipes.base import random_real
-from ..recipes.regimes import HARD_LABELS, PLAIN_VIEWS
+from ..recipes.base import HARD_LABELS, random_real
+from ..recipes.regimes import PLAIN_VIEWS
 from ..run.folder import Condensed, condense
 from ..run.report import evaluate
 

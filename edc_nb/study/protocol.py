@@ -22,8 +22,8 @@ from edc_nb.core.settings import (
     from_dict,
 )
 from ..core.stats import count_mean_sd, standard_error
-from ..recipes.base import random_real
-from ..recipes.regimes import HARD_LABELS, PLAIN_VIEWS
+from ..recipes.base import HARD_LABELS, random_real
+from ..recipes.regimes import PLAIN_VIEWS
 from ..run.folder import condense
 from ..run.report import evaluate
 

@@ -2,10 +2,12 @@
 import importlib
 import inspect
 import io
+import multiprocessing
 import re
 import subprocess
 import sys
 import tokenize
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -63,3 +65,15 @@ def test_importing_the_package_loads_neither_torch_nor_its_source():
     loaded = 'import sys, edc_nb; print(*(m for m in ("torch", "pandas", "edc_nb.run") if m in sys.modules))'
     done = subprocess.run([sys.executable, '-c', loaded], env=edc_environment(), capture_output=True, text=True)
     assert done.stdout.strip() == '' and done.returncode == 0, done
+
+
+def help_of_condense():
+    from edc_nb.run.folder import condense
+    return condense.__doc__
+
+
+def test_a_worker_process_starts_without_the_help():
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        there = pool.submit(help_of_condense).result()
+    assert help_of_condense().startswith(there.splitlines()[0]) and 'Parameters' not in there
+    assert 'Parameters' in help_of_condense()
